@@ -1,0 +1,25 @@
+# SPDX-License-Identifier: BSD-3-Clause
+"""Leaf helpers: validation, fingerprints, optional imports, estimator discovery and checks.
+
+Nothing here imports another room of the package, so every room may import it.
+"""
+
+from skpool.utils._fingerprint import fingerprint
+from skpool.utils._optional import import_optional
+from skpool.utils._tensors import ArrayLike, as_tensor, full_float32, numpy_or_tensor, unit_rows
+from skpool.utils._transaction import unchanged_on_error
+from skpool.utils._validation import check_finite, check_labels, validate_vectors
+
+__all__ = [
+    "ArrayLike",
+    "as_tensor",
+    "check_finite",
+    "check_labels",
+    "fingerprint",
+    "full_float32",
+    "import_optional",
+    "numpy_or_tensor",
+    "unchanged_on_error",
+    "unit_rows",
+    "validate_vectors",
+]

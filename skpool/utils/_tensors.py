@@ -1,0 +1,125 @@
+# SPDX-License-Identifier: BSD-3-Clause
+"""Between numpy and torch without copies: kernels see tensors, users get back what they gave.
+
+Every kernel of the package works on tensors. An estimator turns its input into a tensor here
+(sharing memory where it can), computes where the data lies, and gives the result back in the
+container and float type that came in.
+"""
+
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+
+import numpy as np
+import torch
+
+__all__ = ["ArrayLike", "as_tensor", "numpy_or_tensor", "unit_rows"]
+
+ArrayLike = np.ndarray | torch.Tensor
+
+
+def as_tensor(X: ArrayLike) -> torch.Tensor:
+    """Return a tensor that shares memory with X wherever torch can read X's memory.
+
+    Parameters
+    ----------
+    X : ndarray or tensor
+        Any shape. Read-only arrays (memory maps) are fine; nothing is ever written to them.
+
+    Returns
+    -------
+    tensor : tensor
+
+    Examples
+    --------
+    >>> import numpy as np
+    >>> from skpool.utils import as_tensor
+    >>> as_tensor(np.ones((2, 3), dtype=np.float32)).dtype
+    torch.float32
+    """
+    if isinstance(X, torch.Tensor):
+        return X.detach()
+    X = np.asarray(X)
+    # Negative strides end the process inside from_dlpack, and foreign byte orders are refused.
+    if any(stride < 0 for stride in X.strides) or not X.dtype.isnative:
+        X = np.ascontiguousarray(X, dtype=X.dtype.newbyteorder("="))
+    # from_dlpack takes read-only memory, about which from_numpy warns.
+    return torch.from_dlpack(X)
+
+
+def numpy_or_tensor(X: ArrayLike) -> tuple[torch.Tensor, Callable[[torch.Tensor], ArrayLike]]:
+    """Return X as a tensor to compute with, and the function that gives results back.
+
+    Parameters
+    ----------
+    X : ndarray or tensor
+        Floating-point data.
+
+    Returns
+    -------
+    tensor : tensor
+        Half precision is widened to float32; float32 and float64 stay as they are.
+    restore : callable
+        Turns a tensor into the container of X (ndarray, or tensor on the device of X) with the
+        float type of `tensor`, so that half precision comes back as float32.
+
+    Examples
+    --------
+    >>> import numpy as np
+    >>> from skpool.utils import numpy_or_tensor
+    >>> tensor, restore = numpy_or_tensor(np.ones((2, 3), dtype=np.float16))
+    >>> restore(2 * tensor).dtype
+    dtype('float32')
+    """
+    tensor = as_tensor(X)
+    if tensor.dtype in (torch.float16, torch.bfloat16):
+        tensor = tensor.float()
+    dtype = tensor.dtype
+    if isinstance(X, torch.Tensor):
+        return tensor, lambda result: result.to(dtype)
+    return tensor, lambda result: result.to(dtype).cpu().numpy()
+
+
+def unit_rows(X: torch.Tensor) -> torch.Tensor:
+    """Return X with its last axis divided by its Euclidean norm.
+
+    Parameters
+    ----------
+    X : tensor of shape (..., n_features)
+        Of float32 or float64; norms are summed in float64, where squares cannot overflow.
+
+    Returns
+    -------
+    X : tensor of shape (..., n_features)
+        Zero vectors stay zero.
+
+    Examples
+    --------
+    >>> import torch
+    >>> from skpool.utils import unit_rows
+    >>> unit_rows(torch.tensor([[3.0, 4.0], [0.0, 0.0]]))
+    tensor([[0.6000, 0.8000],
+            [0.0000, 0.0000]])
+    """
+    wide = torch.float32 if X.device.type == "mps" else torch.float64
+    norms = torch.linalg.vector_norm(X, dim=-1, keepdim=True, dtype=wide)
+    return X / torch.where(norms > 0, norms, 1.0).to(X.dtype)
+
+
+@contextmanager
+def full_float32() -> Iterator[None]:
+    """Keep float32 products in float32: TensorFloat-32 has 10 bits of mantissa.
+
+    Examples
+    --------
+    >>> import torch
+    >>> from skpool.utils import full_float32
+    >>> with full_float32():
+    ...     torch.get_float32_matmul_precision()
+    'highest'
+    """
+    before = torch.get_float32_matmul_precision()
+    torch.set_float32_matmul_precision("highest")
+    try:
+        yield
+    finally:
+        torch.set_float32_matmul_precision(before)

@@ -1,0 +1,213 @@
+# SPDX-License-Identifier: BSD-3-Clause
+"""The first line of every method on vectors: is this (n, d), finite, and of the right width?
+
+Arrays go through scikit-learn's own `validate_data`, so its messages and its bookkeeping
+(`n_features_in_`, `feature_names_in_`) hold; tensors are held to the same rules where they lie,
+because scikit-learn would copy them to the host as float64.
+"""
+
+import numpy as np
+import torch
+from sklearn.base import BaseEstimator
+from sklearn.utils.validation import column_or_1d, validate_data
+
+from skpool.utils._tensors import ArrayLike, as_tensor
+
+__all__ = ["check_finite", "check_labels", "validate_vectors"]
+
+_FLOATS = (np.float64, np.float32, np.float16)
+
+
+def check_finite(X: ArrayLike, *, name: str = "X") -> None:
+    """Refuse NaN and infinity, naming the first bad row.
+
+    Parameters
+    ----------
+    X : ndarray or tensor of shape (n_samples, ...)
+    name : str, default="X"
+        The argument's name, for the message.
+
+    Raises
+    ------
+    ValueError
+        A value is NaN or infinite.
+
+    Examples
+    --------
+    >>> import numpy as np
+    >>> from skpool.utils import check_finite
+    >>> check_finite(np.ones((2, 2)))
+    """
+    tensor = as_tensor(X)
+    # A finite sum proves that all are finite, at the cost of one read; only a sum that is not
+    # (which large finite values can cause too) is looked at row by row.
+    if tensor.numel() == 0 or bool(torch.isfinite(tensor.sum(dtype=torch.float64))):
+        return
+    bad = ~torch.isfinite(tensor).flatten(1).all(dim=1)
+    if bool(bad.any()):
+        row = int(bad.nonzero()[0])
+        kind = "NaN" if bool(tensor[row].isnan().any()) else "infinity"
+        raise ValueError(
+            f"Input {name} contains {kind} in row {row} ({int(bad.sum())} such rows); "
+            "remove or impute these rows."
+        )
+
+
+def _validate_tensor(estimator: BaseEstimator, X: torch.Tensor, *, reset: bool) -> torch.Tensor:
+    who = type(estimator).__name__
+    if X.ndim != 2:
+        raise ValueError(
+            f"{who} expected X of shape (n_samples, n_features), got a tensor of shape "
+            f"{tuple(X.shape)}; pool or reshape it first."
+        )
+    if X.shape[0] == 0 or X.shape[1] == 0:
+        raise ValueError(
+            f"Found a tensor of shape {tuple(X.shape)} while a minimum of 1 sample and 1 feature "
+            f"is required by {who}."
+        )
+    if not X.is_floating_point():
+        X = X.to(torch.float64 if X.device.type != "mps" else torch.float32)
+    if reset:
+        estimator.n_features_in_ = X.shape[1]
+        if hasattr(estimator, "feature_names_in_"):
+            del estimator.feature_names_in_
+    elif getattr(estimator, "n_features_in_", X.shape[1]) != X.shape[1]:
+        raise ValueError(
+            f"X has {X.shape[1]} features, but {who} is expecting {estimator.n_features_in_} "
+            "features as input."
+        )
+    return X.detach()
+
+
+def validate_vectors(
+    estimator: BaseEstimator, X: ArrayLike, *, reset: bool = True, min_samples: int = 1
+) -> ArrayLike:
+    """Check feature vectors and remember or compare their width.
+
+    Parameters
+    ----------
+    estimator : estimator
+        Whose `n_features_in_` is set (`reset=True`) or compared.
+    X : array-like, DataFrame or tensor of shape (n_samples, n_features)
+    reset : bool, default=True
+        Whether this call defines the width.
+    min_samples : int, default=1
+        Fewest rows accepted.
+
+    Returns
+    -------
+    X : ndarray or tensor of shape (n_samples, n_features)
+        float16, float32, float64 (or bfloat16, tensors) as it came; other types as float64.
+
+    Raises
+    ------
+    ValueError
+        Wrong rank or width, too few rows, NaN or infinity (with the row's index).
+
+    Examples
+    --------
+    >>> import numpy as np
+    >>> from sklearn.base import BaseEstimator
+    >>> from skpool.utils import validate_vectors
+    >>> validate_vectors(BaseEstimator(), np.ones((2, 3), dtype=np.float32)).dtype
+    dtype('float32')
+    """
+    if isinstance(X, torch.Tensor):
+        X = _validate_tensor(estimator, X, reset=reset)
+        if X.shape[0] < min_samples:
+            raise ValueError(
+                f"Found {X.shape[0]} sample(s) while a minimum of {min_samples} is required by "
+                f"{type(estimator).__name__}."
+            )
+    else:
+        X = validate_data(
+            estimator,
+            X,
+            reset=reset,
+            dtype=_FLOATS,
+            ensure_all_finite=False,
+            ensure_min_samples=min_samples,
+        )
+    check_finite(X)
+    return X
+
+
+def check_labels(y: object, *, n_samples: int) -> np.ndarray:
+    """Check class labels: one per row, of one sortable kind, none missing.
+
+    Parameters
+    ----------
+    y : array-like of shape (n_samples,)
+        Integers, booleans, strings, or whole floats. -1 is a label like any other.
+    n_samples : int
+        Rows of the X that comes with it.
+
+    Returns
+    -------
+    y : ndarray of shape (n_samples,)
+
+    Raises
+    ------
+    ValueError
+        Missing (None, NaN), mixed text and numbers, continuous values, or another length.
+
+    Examples
+    --------
+    >>> from skpool.utils import check_labels
+    >>> check_labels([3, -1], n_samples=2)
+    array([ 3, -1])
+    """
+    if y is None:
+        raise ValueError(
+            "This classifier requires y to be passed, but the target y is None; give one label "
+            "per row of X."
+        )
+    # numpy would turn [1, "a"] into text and [1, None] into objects without a word.
+    if isinstance(y, (list, tuple)) and len({isinstance(label, str) for label in y}) > 1:
+        raise ValueError("y mixes text with other labels; give labels of one type.")
+    y = column_or_1d(y, warn=True)
+    if len(y) != n_samples:
+        raise ValueError(
+            f"Found input variables with inconsistent numbers of samples: X has {n_samples} rows "
+            f"and y has {len(y)} labels."
+        )
+    if y.dtype.kind == "O":
+        _check_object_labels(y)
+    elif y.dtype.kind == "f":
+        _check_float_labels(y)
+    elif y.dtype.kind not in "iubUS":
+        raise ValueError(f"Unknown label type: y of dtype {y.dtype}; give integers or text.")
+    return y
+
+
+def _check_float_labels(y: np.ndarray) -> None:
+    if not np.isfinite(y).all():
+        row = int(np.flatnonzero(~np.isfinite(y))[0])
+        raise ValueError(
+            f"Input y contains NaN or infinity at position {row}; every row needs a label."
+        )
+    if (y != np.floor(y)).any():
+        raise ValueError(
+            "Unknown label type: continuous. y holds fractions; a classifier needs discrete "
+            "classes."
+        )
+
+
+def _check_object_labels(y: np.ndarray) -> None:
+    kinds = {str if isinstance(label, str) else type(label) for label in y}
+    missing = [i for i, v in enumerate(y) if v is None or (isinstance(v, float) and v != v)]
+    if missing:
+        raise ValueError(
+            f"Input y contains NaN or None at position {missing[0]}; every row needs a label."
+        )
+    if str in kinds and len(kinds) > 1:
+        raise ValueError("y mixes text with other labels; give labels of one type.")
+    if str not in kinds:
+        try:
+            numbers = y.astype(np.float64)
+        except (TypeError, ValueError) as error:
+            raise ValueError(
+                f"Unknown label type: y holds {sorted(k.__name__ for k in kinds)}; give integers "
+                "or text."
+            ) from error
+        _check_float_labels(numbers)
