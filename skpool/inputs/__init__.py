@@ -1,0 +1,12 @@
+# SPDX-License-Identifier: BSD-3-Clause
+"""Raw samples: what a user passes as X, turned lazily into pixels and into keys.
+
+The first room of the flow: backbones ask it for decoded images, stores for the key of a sample.
+Nothing here knows of networks or features.
+"""
+
+from skpool.inputs._decode import DecodeError, decode_image
+from skpool.inputs._image_sequence import ImageSequence
+from skpool.inputs._keys import sample_key
+
+__all__ = ["DecodeError", "ImageSequence", "decode_image", "sample_key"]
