@@ -1,0 +1,284 @@
+# SPDX-License-Identifier: BSD-3-Clause
+"""The algebra of moments: adding and taking away, as pure functions on an immutable record.
+
+`ClassMoments` computes the record of a batch, combines it with its own here, and swaps the result
+in as its last act; whatever fails before that has changed nothing.
+"""
+
+from dataclasses import dataclass, replace
+
+import numpy as np
+import scipy.linalg
+import torch
+
+from skpool.statistics._kernels import outer_sum
+
+__all__ = [
+    "Moments",
+    "empty_moments",
+    "map_moments",
+    "merge_moments",
+    "regroup_moments",
+    "subtract_moments",
+    "take_moments",
+]
+
+# Relative rounding of a sum of weights; a class is gone when less than this of it remains.
+_COUNT_RTOL = 1e-12
+# Relative rounding of float32 products, against the scatter before a removal.
+_SCATTER_RTOL = 1e-6
+
+
+@dataclass(frozen=True)
+class Moments:
+    """Sorted classes with their counts, means and scatter; never changed once built."""
+
+    classes: np.ndarray
+    counts: np.ndarray
+    counts_sq: np.ndarray
+    means: np.ndarray
+    # (d, d) "shared" | (d,) "shared_diag" | (C, d) "diag" | C arrays (d, d) "per_class" | None.
+    # Per-class matrices are separate arrays, so that an update copies only those it touches.
+    scatter: np.ndarray | list | None
+
+
+def empty_moments(n_features: int, scatter: str) -> Moments:
+    """Return the moments of no rows."""
+    d = n_features
+    zeros = {"none": None, "per_class": [], "shared": np.zeros((d, d))}
+    zeros |= {"diag": np.zeros((0, d)), "shared_diag": np.zeros(d)}
+    none = np.zeros(0)
+    return Moments(np.zeros(0, dtype=np.int64), none, none, np.zeros((0, d)), zeros[scatter])
+
+
+def _spread(values: np.ndarray, index: np.ndarray, n: int) -> np.ndarray:
+    out = np.zeros((n, *values.shape[1:]))
+    out[index] = values
+    return out
+
+
+def _union(a: np.ndarray, b: np.ndarray) -> np.ndarray:
+    if not len(a) or not len(b):
+        return a if len(a) else b
+    if len(a) == len(b) and (a == b).all():
+        return a
+    return np.union1d(a, b)
+
+
+def merge_moments(
+    held: Moments, other: Moments, scatter: str, dtype: torch.dtype = torch.float64
+) -> Moments:
+    """Return the moments of both sets of rows together.
+
+    Parameters
+    ----------
+    held, other : Moments
+        Of equal width and scatter, with labels of one kind.
+    scatter : str
+        Kind of scatter.
+    dtype : torch.dtype, default=torch.float64
+        Type in which the terms between the means are multiplied.
+
+    Returns
+    -------
+    moments : Moments
+    """
+    classes = _union(held.classes, other.classes)
+    i, j = np.searchsorted(classes, held.classes), np.searchsorted(classes, other.classes)
+    counts = _spread(held.counts, i, len(classes))
+    counts_sq = _spread(held.counts_sq, i, len(classes))
+    means = _spread(held.means, i, len(classes))
+    n, m = counts[j], other.counts
+    delta = other.means - means[j]
+    pull = n * m / (n + m)
+    means[j] += delta * (m / (n + m))[:, None]
+    counts[j] += m
+    counts_sq[j] += other.counts_sq
+    if scatter == "none":
+        total = None
+    elif scatter == "shared":
+        # A new class pulls nothing: its mean is its batch mean.
+        old = pull > 0
+        between = outer_sum(delta[old] * np.sqrt(pull[old])[:, None], dtype)
+        total = held.scatter + other.scatter + between
+    elif scatter == "shared_diag":
+        total = held.scatter + other.scatter + pull @ delta**2
+    elif scatter == "diag":
+        total = _spread(held.scatter, i, len(classes))
+        total[j] += other.scatter + pull[:, None] * delta**2
+    else:
+        total = [None] * len(classes)
+        for k, S in zip(i, held.scatter, strict=True):
+            total[k] = S
+        for k, S, p, v in zip(j, other.scatter, pull, delta, strict=True):
+            total[k] = S if total[k] is None else total[k] + S + p * np.outer(v, v)
+    return Moments(classes, counts, counts_sq, means, total)
+
+
+def _positions(held: Moments, other: Moments) -> np.ndarray:
+    missing = np.setdiff1d(other.classes, held.classes)
+    if len(missing):
+        raise ValueError(
+            f"Cannot remove rows of class {missing[0].item()!r}: it is not held; only rows that "
+            "were added can be removed."
+        )
+    j = np.searchsorted(held.classes, other.classes)
+    more = other.counts > held.counts[j] * (1 + _COUNT_RTOL)
+    if more.any():
+        k = int(np.flatnonzero(more)[0])
+        raise ValueError(
+            f"Cannot remove {other.counts[k]:g} rows (sum of weights) of class "
+            f"{other.classes[k].item()!r}, which holds {held.counts[j][k]:g}; only rows that were "
+            "added can be removed."
+        )
+    return j
+
+
+def _refuse_negative(after: np.ndarray, before: np.ndarray) -> None:
+    """Refuse a scatter that no set of rows can have."""
+    if after.ndim == 1:
+        possible = (after >= -_SCATTER_RTOL * before.sum()).all()
+    else:
+        # Positive definite once rounding is allowed for: a factorisation tells, cheaper than
+        # eigenvalues.
+        slack = _SCATTER_RTOL * np.trace(before) + np.finfo(np.float64).tiny
+        shifted = after + slack * np.eye(len(after))
+        try:
+            scipy.linalg.cholesky(shifted, lower=True, overwrite_a=True, check_finite=False)
+            possible = True
+        except np.linalg.LinAlgError:
+            possible = False
+    if not possible:
+        raise ValueError(
+            "The scatter left after this removal has negative variances, so rows were removed "
+            "that had never been added; nothing was changed."
+        )
+
+
+def subtract_moments(
+    held: Moments, other: Moments, scatter: str, dtype: torch.dtype = torch.float64
+) -> Moments:
+    """Return the moments of the rows of `held` without those of `other`.
+
+    Parameters
+    ----------
+    held, other : Moments
+        Of equal width and scatter; the rows of `other` are among those of `held`.
+    scatter : str
+        Kind of scatter.
+    dtype : torch.dtype, default=torch.float64
+        Type in which the terms between the means are multiplied.
+
+    Returns
+    -------
+    moments : Moments
+
+    Raises
+    ------
+    ValueError
+        More is to be removed than is held, or the result is impossible.
+    """
+    j = _positions(held, other)
+    n, m = held.counts[j], other.counts
+    rest = n - m
+    gone = rest <= n * _COUNT_RTOL
+    safe = np.where(gone, 1.0, rest)
+    delta = other.means - held.means[j]
+    pull = np.where(gone, 0.0, n * m / safe)
+    counts, counts_sq, means = held.counts.copy(), held.counts_sq.copy(), held.means.copy()
+    counts[j] = rest
+    counts_sq[j] = np.maximum(counts_sq[j] - other.counts_sq, 0.0)
+    means[j] -= delta * np.where(gone, 0.0, m / safe)[:, None]
+    keep = np.ones(len(counts), dtype=bool)
+    keep[j[gone]] = False
+    if not keep.any():
+        return replace(empty_moments(held.means.shape[1], scatter), classes=held.classes[:0])
+    if scatter == "none":
+        total = None
+    elif scatter == "shared":
+        total = held.scatter - other.scatter
+        total -= outer_sum(delta * np.sqrt(pull)[:, None], dtype)
+        _refuse_negative(total, held.scatter)
+    elif scatter == "shared_diag":
+        total = held.scatter - other.scatter - pull @ delta**2
+        _refuse_negative(total, held.scatter)
+    elif scatter == "diag":
+        total = held.scatter.copy()
+        total[j] -= other.scatter + pull[:, None] * delta**2
+        for k in j[~gone]:
+            _refuse_negative(total[k], held.scatter[k])
+    else:
+        total = list(held.scatter)
+        for k, S, p, v in zip(j, other.scatter, pull, delta, strict=True):
+            total[k] = total[k] - S - p * np.outer(v, v)
+        for k in j[~gone]:
+            _refuse_negative(total[k], held.scatter[k])
+    return take_moments(Moments(held.classes, counts, counts_sq, means, total), keep, scatter)
+
+
+def regroup_moments(held: Moments, labels: np.ndarray, scatter: str) -> Moments:
+    """Return the moments under new labels, classes of equal label made one.
+
+    Parameters
+    ----------
+    held : Moments
+        The classes to rename.
+    labels : ndarray of shape (n_classes,)
+        New label of each class.
+    scatter : str
+        Kind of scatter.
+
+    Returns
+    -------
+    moments : Moments
+    """
+    classes, group = np.unique(labels, return_inverse=True)
+    counts = np.bincount(group, weights=held.counts, minlength=len(classes))
+    counts_sq = np.bincount(group, weights=held.counts_sq, minlength=len(classes))
+    means = np.zeros((len(classes), held.means.shape[1]))
+    np.add.at(means, group, held.means * (held.counts / counts[group])[:, None])
+    delta = held.means - means[group]
+    if scatter == "none":
+        total = None
+    elif scatter == "shared":
+        total = held.scatter + outer_sum(delta * np.sqrt(held.counts)[:, None])
+    elif scatter == "shared_diag":
+        total = held.scatter + held.counts @ delta**2
+    elif scatter == "diag":
+        total = np.zeros_like(means)
+        np.add.at(total, group, held.scatter + held.counts[:, None] * delta**2)
+    else:
+        total = [None] * len(classes)
+        for g, S, n, v in zip(group, held.scatter, held.counts, delta, strict=True):
+            part = S + n * np.outer(v, v)
+            total[g] = part if total[g] is None else total[g] + part
+    return Moments(classes, counts, counts_sq, means, total)
+
+
+def take_moments(held: Moments, keep: np.ndarray, scatter: str) -> Moments:
+    """Return the moments of the classes where `keep` is True; a shared scatter stays as it is."""
+    if keep.all():
+        return held
+    total = held.scatter
+    if scatter == "per_class":
+        total = [S for S, kept in zip(total, keep, strict=True) if kept]
+    elif scatter == "diag":
+        total = total[keep]
+    parts = (held.classes, held.counts, held.counts_sq, held.means)
+    return Moments(*(part[keep] for part in parts), total)
+
+
+def map_moments(held: Moments, A: np.ndarray, b: np.ndarray, scatter: str) -> Moments:
+    """Return the moments of the rows mapped to ``x @ A + b``, or ``x * A + b`` for a vector A."""
+
+    def mapped(S: np.ndarray) -> np.ndarray:
+        if scatter in ("diag", "shared_diag"):
+            return S * A**2
+        product = S * np.outer(A, A) if A.ndim == 1 else A.T @ S @ A
+        return (product + product.T) / 2
+
+    means = (held.means * A if A.ndim == 1 else held.means @ A) + b
+    total = held.scatter
+    if total is not None:
+        total = [mapped(S) for S in total] if scatter == "per_class" else mapped(total)
+    return Moments(held.classes, held.counts, held.counts_sq, means, total)
