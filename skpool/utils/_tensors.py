@@ -117,7 +117,17 @@ def full_float32() -> Iterator[None]:
     ...     torch.get_float32_matmul_precision()
     'highest'
     """
-    before = torch.get_float32_matmul_precision()
+    try:
+        before = torch.get_float32_matmul_precision()
+    except RuntimeError:
+        # The user has set torch's newer switch, beside which the older one refuses to answer.
+        switch = torch.backends.cuda.matmul
+        newer, switch.fp32_precision = switch.fp32_precision, "ieee"
+        try:
+            yield
+        finally:
+            switch.fp32_precision = newer
+        return
     torch.set_float32_matmul_precision("highest")
     try:
         yield

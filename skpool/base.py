@@ -1,0 +1,355 @@
+# SPDX-License-Identifier: BSD-3-Clause
+"""What every classifier that learns incrementally shares: calls that happen wholly or not at all.
+
+`IncrementalMixin` checks a batch, lets the estimator learn it, and puts every attribute back if
+anything failed. `ClassScoresMixin` turns one matrix of class scores into the outputs that
+scikit-learn's scorers expect. The rooms prototypes, neighbors and discriminant stand on them.
+"""
+
+from typing import Any, Self
+
+import numpy as np
+import torch
+from scipy.special import softmax
+from sklearn.base import _fit_context, clone
+from sklearn.utils.metaestimators import available_if
+from sklearn.utils.validation import _check_sample_weight, check_is_fitted
+
+from skpool.utils import ArrayLike, check_labels, unchanged_on_error, validate_vectors
+
+__all__ = ["ClassScoresMixin", "IncrementalMixin", "spread_columns"]
+
+
+def _labels(y: object, *, n_samples: int) -> np.ndarray:
+    if isinstance(y, torch.Tensor):
+        y = y.cpu().numpy()
+    y = check_labels(y, n_samples=n_samples)
+    # Objects would need pickle to be stored; checked ones are all text or all numbers.
+    return np.array(y.tolist()) if y.dtype.kind == "O" else y
+
+
+def _is_text(labels: np.ndarray) -> bool:
+    return labels.dtype.kind in "US"
+
+
+def _union(known: np.ndarray, new: np.ndarray) -> np.ndarray:
+    """Return the sorted union of two sets of labels, either of which may be empty."""
+    if len(known) == 0 or len(new) == 0:
+        return np.unique(new if len(known) == 0 else known)
+    if _is_text(known) != _is_text(new):
+        raise ValueError(
+            f"y holds labels such as {new.tolist()[0]!r}, but the known ones are such as "
+            f"{known.tolist()[0]!r}; give text or numbers, not both."
+        )
+    return np.union1d(known, new)
+
+
+class IncrementalMixin:
+    """Mixin for classifiers whose state grows, shrinks and merges by exact updates.
+
+    `fit` is reset and update; `partial_fit` is update. New labels may arrive in any call,
+    `classes_` is sorted at all times, and a call that fails, `fit` on a fitted estimator
+    included, leaves every attribute as it was.
+
+    Notes
+    -----
+    A subclass writes the hooks `_reset()` (start empty), `_update(X, y, sample_weight)`,
+    `_seen_classes()` (labels that hold samples, sorted) and, where it can undo and combine,
+    `_forget(X, y, sample_weight)`, `_forget_class(label)`, `_merge(other)` and
+    `_map_to(mapped, A, b)`. A hook replaces
+    attributes rather than changing what they hold, or changes one object, in one step that
+    itself happens wholly or not at all, as its last act; `_refresh` recomputes what is derived.
+    """
+
+    @_fit_context(prefer_skip_nested_validation=True)
+    def fit(self, X: ArrayLike, y: object, sample_weight: object = None) -> Self:
+        """Learn from these samples alone.
+
+        Parameters
+        ----------
+        X : array-like or tensor of shape (n_samples, n_features)
+            Feature vectors.
+        y : array-like of shape (n_samples,)
+            Class labels: integers, booleans or text.
+        sample_weight : array-like of shape (n_samples,), default=None
+            Weights of the samples, at least 0; a sample of weight 0 counts as absent.
+
+        Returns
+        -------
+        self : estimator
+            The fitted estimator. If the call fails, the estimator stays as it was.
+        """
+        return self._learn(X, y, None, sample_weight, reset=True)
+
+    @_fit_context(prefer_skip_nested_validation=True)
+    def partial_fit(
+        self, X: ArrayLike, y: object, classes: object = None, sample_weight: object = None
+    ) -> Self:
+        """Learn from these samples on top of all earlier ones.
+
+        Parameters
+        ----------
+        X : array-like or tensor of shape (n_samples, n_features)
+            Feature vectors.
+        y : array-like of shape (n_samples,)
+            Class labels; labels never seen before are welcome in any call.
+        classes : array-like of shape (n_classes,), default=None
+            Labels to announce before they have samples. They are listed in `classes_` and are
+            never predicted until a sample arrives. Not required.
+        sample_weight : array-like of shape (n_samples,), default=None
+            Weights of the samples, at least 0; a sample of weight 0 counts as absent.
+
+        Returns
+        -------
+        self : estimator
+            The updated estimator. If the call fails, the estimator stays as it was.
+        """
+        return self._learn(X, y, classes, sample_weight, reset=not hasattr(self, "classes_"))
+
+    def forget(self, X: ArrayLike, y: object, sample_weight: object = None) -> Self:
+        """Remove samples that were learned, as if they had never been seen.
+
+        Parameters
+        ----------
+        X : array-like or tensor of shape (n_samples, n_features)
+            The feature vectors as they were learned.
+        y : array-like of shape (n_samples,)
+            Their labels.
+        sample_weight : array-like of shape (n_samples,), default=None
+            The weights that they were learned with.
+
+        Returns
+        -------
+        self : estimator
+            The updated estimator. If the call fails, the estimator stays as it was.
+        """
+        check_is_fitted(self)
+        with unchanged_on_error(self):
+            X, y, sample_weight = self._check_batch(X, y, sample_weight, reset=False)
+            self._check_seen(y)
+            self._forget(X, y, sample_weight)
+            self._refresh()
+        return self
+
+    def forget_class(self, label: object) -> Self:
+        """Remove a class with all its samples.
+
+        Parameters
+        ----------
+        label : int, bool or str
+            A label in `classes_`.
+
+        Returns
+        -------
+        self : estimator
+            The updated estimator. If the call fails, the estimator stays as it was.
+        """
+        check_is_fitted(self)
+        if label not in self.classes_.tolist():
+            raise ValueError(
+                f"label={label!r} is not a known class; the {len(self.classes_)} classes are "
+                "listed in `classes_`."
+            )
+        with unchanged_on_error(self):
+            self._announced = self._announced[self._announced != label]
+            if label in self._seen_classes().tolist():
+                self._forget_class(label)
+            self._refresh()
+        return self
+
+    def merge(self, other: Self) -> Self:
+        """Add what another estimator has learned, as if its samples had been learned here.
+
+        Parameters
+        ----------
+        other : estimator of the same class
+            Fitted on vectors of the same width with labels of the same type; not changed.
+
+        Returns
+        -------
+        self : estimator
+            The updated estimator. If the call fails, the estimator stays as it was.
+        """
+        check_is_fitted(self)
+        if type(other) is not type(self):
+            raise TypeError(
+                f"other must be a {type(self).__name__}, got {type(other).__name__}; merge "
+                "estimators of one class."
+            )
+        check_is_fitted(other)
+        if other.n_features_in_ != self.n_features_in_:
+            raise ValueError(
+                f"other was fitted on {other.n_features_in_} features and this estimator on "
+                f"{self.n_features_in_}; merge estimators of one width."
+            )
+        with unchanged_on_error(self):
+            _union(self.classes_, other.classes_)
+            self._announced = _union(self._announced, other._announced)
+            self._merge(other)
+            self._refresh()
+        return self
+
+    @available_if(lambda self: self._can_map())
+    def affine(self, A: np.ndarray, b: np.ndarray) -> Self:
+        """Return the classifier that would have learned ``X @ A + b`` in place of X.
+
+        Parameters
+        ----------
+        A : ndarray of shape (n_features, n_features_out)
+            Linear map.
+        b : ndarray of shape (n_features_out,)
+            Offset.
+
+        Returns
+        -------
+        mapped : estimator
+            A new one; this one stays as it is.
+        """
+        check_is_fitted(self)
+        mapped = clone(self)
+        mapped.n_features_in_ = A.shape[1]
+        mapped._announced = self._announced
+        self._map_to(mapped, A, b)
+        mapped._refresh()
+        return mapped
+
+    def _can_map(self) -> bool:
+        """Tell whether what was learned can be mapped; subclasses narrow it."""
+        return True
+
+    def __sklearn_is_fitted__(self) -> bool:
+        return hasattr(self, "classes_") and len(self._seen_classes()) > 0
+
+    def _learn(
+        self, X: ArrayLike, y: object, classes: object, sample_weight: object, *, reset: bool
+    ) -> Self:
+        with unchanged_on_error(self):
+            X, y, sample_weight = self._check_batch(X, y, sample_weight, reset=reset)
+            if reset:
+                self._announced = np.empty(0, dtype=y.dtype)
+                self._reset()
+            else:
+                _union(self.classes_, y)
+            if classes is not None and len(classes) > 0:
+                announced = _labels(classes, n_samples=len(classes))
+                _union(y, announced)
+                self._announced = _union(self._announced, announced)
+            self._update(X, y, sample_weight)
+            self._refresh()
+        return self
+
+    def _check_batch(
+        self, X: ArrayLike, y: object, sample_weight: object, *, reset: bool
+    ) -> tuple[ArrayLike, np.ndarray, np.ndarray | None]:
+        """Check rows, labels and weights; rows of weight 0 are left out."""
+        X = validate_vectors(self, X, reset=reset)
+        y = _labels(y, n_samples=len(X))
+        if sample_weight is None:
+            return X, y, None
+        if isinstance(sample_weight, torch.Tensor):
+            sample_weight = sample_weight.cpu().numpy()
+        weights = _check_sample_weight(sample_weight, y, dtype=np.float64, ensure_non_negative=True)
+        kept = np.flatnonzero(weights)
+        if len(kept) == 0:
+            raise ValueError("sample_weight is 0 for every sample; give a positive weight.")
+        if len(kept) < len(weights):
+            X = X[torch.from_numpy(kept).to(X.device) if isinstance(X, torch.Tensor) else kept]
+        return X, y[kept], weights[kept]
+
+    def _check_seen(self, y: np.ndarray) -> None:
+        seen = self._seen_classes()
+        _union(seen, y)
+        unknown = np.setdiff1d(y, seen).tolist()
+        if unknown:
+            raise ValueError(
+                f"y holds the label {unknown[0]!r}, of which no sample was learned; give only "
+                "samples that were."
+            )
+
+    def _refresh(self) -> None:
+        """Recompute what follows from the state; subclasses extend it."""
+        self.classes_ = _union(self._seen_classes(), self._announced)
+
+
+class ClassScoresMixin:
+    """Mixin that derives decisions and probabilities from one matrix of class scores.
+
+    Notes
+    -----
+    A subclass writes `class_scores(X)`, of shape (n_samples, n_classes) with the columns in the
+    order of `classes_`; a class without samples scores -inf.
+    """
+
+    def decision_function(self, X: ArrayLike) -> np.ndarray:
+        """Return class scores in scikit-learn's convention.
+
+        Parameters
+        ----------
+        X : array-like or tensor of shape (n_samples, n_features)
+            Feature vectors.
+
+        Returns
+        -------
+        scores : ndarray of shape (n_samples, n_classes) or (n_samples,)
+            One column per class; for two classes the second score minus the first.
+            `class_scores` always gives the columns.
+        """
+        scores = self.class_scores(X)
+        return scores[:, 1] - scores[:, 0] if scores.shape[1] == 2 else scores
+
+    def predict(self, X: ArrayLike) -> np.ndarray:
+        """Return the class of the highest score.
+
+        Parameters
+        ----------
+        X : array-like or tensor of shape (n_samples, n_features)
+            Feature vectors.
+
+        Returns
+        -------
+        y : ndarray of shape (n_samples,)
+            Labels; of equal scores the first in `classes_` wins.
+        """
+        best = self.class_scores(X).argmax(axis=1)
+        return self.classes_[best]
+
+    def predict_proba(self, X: ArrayLike) -> np.ndarray:
+        """Return the softmax of the class scores.
+
+        Parameters
+        ----------
+        X : array-like or tensor of shape (n_samples, n_features)
+            Feature vectors.
+
+        Returns
+        -------
+        probabilities : ndarray of shape (n_samples, n_classes)
+            Rows sum to 1; columns in the order of `classes_`.
+        """
+        return softmax(self.class_scores(X), axis=1)
+
+
+def spread_columns(
+    columns: np.ndarray, seen: np.ndarray, classes: np.ndarray, *, fill: Any
+) -> np.ndarray:
+    """Place the columns of the classes that hold samples among those of all classes.
+
+    Parameters
+    ----------
+    columns : ndarray of shape (n, n_seen)
+        One column per label in `seen`.
+    seen, classes : ndarray of shape (n_seen,), (n_classes,)
+        Sorted labels; `classes` holds all of `seen`.
+    fill : float
+        Value of the columns of labels that are only announced.
+
+    Returns
+    -------
+    matrix : ndarray of shape (n, n_classes)
+        The columns, and `fill` in those of the other labels.
+    """
+    if len(seen) == len(classes):
+        return columns
+    matrix = np.full((len(columns), len(classes)), fill, dtype=columns.dtype)
+    matrix[:, np.searchsorted(classes, seen)] = columns
+    return matrix

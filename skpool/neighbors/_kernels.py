@@ -1,0 +1,271 @@
+# SPDX-License-Identifier: BSD-3-Clause
+"""Exact nearest neighbours in two steps: fast candidates, then an order that is proved.
+
+A back-end proposes a few more rows than were asked for, by products in float32. Their distances
+are then computed directly in float64 and sorted by (distance, position). Rounding of the first
+step is bounded, so it is known for each query whether a row that was not proposed could belong to
+the answer; only for such queries (ties, near-ties) all rows are looked at again. The answer is
+therefore the same for every back-end, block size and number of threads.
+
+Distances in here are squared for "euclidean"; `NeighborIndex` takes the root at the end.
+"""
+
+from collections.abc import Iterator
+
+import torch
+from sklearn import get_config
+from sklearn.utils import gen_batches
+
+from skpool.utils import unit_rows
+
+__all__ = [
+    "candidates_torch",
+    "exact_distances",
+    "nearest_of_candidates",
+    "prepare_rows",
+    "wide_dtype",
+]
+
+# Rows proposed beyond k: enough that a near-tie at the border rarely costs a second look.
+N_EXTRA = 8
+# Gathered rows worked on at a time on a CPU, in bytes: what stays in the cache.
+_CACHE_BYTES = 4 * 2**20
+
+
+def wide_dtype(device: torch.device) -> torch.dtype:
+    """Return float64, or float32 on Apple's GPUs, which have no float64."""
+    return torch.float32 if device.type == "mps" else torch.float64
+
+
+def working_bytes() -> int:
+    """Return scikit-learn's `working_memory` in bytes."""
+    return max(1, int(get_config()["working_memory"] * 2**20))
+
+
+def prepare_rows(X: torch.Tensor, *, metric: str, center: torch.Tensor | None) -> torch.Tensor:
+    """Return the float32 rows that candidates are searched by.
+
+    Parameters
+    ----------
+    X : tensor of shape (n, d)
+        float32 or float64.
+    metric : {"cosine", "euclidean", "dot"}
+        Cosine rows become unit rows, Euclidean rows are centred (products of rows far from 0
+        lose digits), rows for the dot product stay.
+    center : tensor of shape (d,) or None
+        For "euclidean".
+
+    Returns
+    -------
+    rows : tensor of shape (n, d)
+        float32.
+    """
+    if metric == "cosine":
+        X = unit_rows(X)
+    elif metric == "euclidean":
+        X = X - center.to(X.dtype)
+    return X.to(torch.float32).contiguous()
+
+
+def approximate_distances(q: torch.Tensor, x: torch.Tensor, *, metric: str) -> torch.Tensor:
+    """Return float32 distances (m, n) of prepared rows by one matrix product."""
+    product = q @ x.T
+    if metric == "cosine":
+        return product.neg_().add_(1)
+    if metric == "dot":
+        return product.neg_()
+    # `vector_norm` makes no squared copy of all rows.
+    product.mul_(-2).add_(torch.linalg.vector_norm(x, dim=1).square_())
+    product.add_(torch.linalg.vector_norm(q, dim=1, keepdim=True).square_())
+    return product.clamp_(min=0)
+
+
+def candidates_torch(
+    q: torch.Tensor, x: torch.Tensor, n_candidates: int, *, metric: str
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """Propose the nearest rows by products and `topk`, in blocks of queries.
+
+    Parameters
+    ----------
+    q, x : tensor of shape (m, d), (n, d)
+        Prepared queries and stored rows.
+    n_candidates : int
+        Rows to propose for each query, at most n.
+    metric : {"cosine", "euclidean", "dot"}
+        As they were prepared.
+
+    Returns
+    -------
+    border : tensor of shape (m,)
+        No row that is not proposed has a smaller approximate distance.
+    positions : tensor of shape (m, n_candidates)
+        Proposed rows in any order; -1 where there is none.
+    """
+    # A block holds its distances, and `topk` works on a copy of them.
+    rows = max(1, working_bytes() // (8 * len(x)))
+    borders, positions = [], []
+    for block in gen_batches(len(q), rows):
+        distances = approximate_distances(q[block], x, metric=metric)
+        nearest = distances.topk(n_candidates, dim=1, largest=False)
+        borders.append(nearest.values[:, -1])
+        positions.append(nearest.indices)
+    return torch.cat(borders), torch.cat(positions)
+
+
+def _pair_blocks(m: int, k: int, d: int, device: torch.device) -> Iterator[tuple[slice, slice]]:
+    limit = min(_CACHE_BYTES, working_bytes()) if device.type == "cpu" else working_bytes() // 4
+    pairs = max(1, limit // (8 * d))
+    for rows in gen_batches(m, max(1, pairs // k)):
+        for columns in gen_batches(k, min(k, pairs)):
+            yield rows, columns
+
+
+def exact_distances(
+    Q: torch.Tensor, X: torch.Tensor, positions: torch.Tensor, *, metric: str
+) -> torch.Tensor:
+    """Return distances between queries and chosen rows, each computed directly in float64.
+
+    Parameters
+    ----------
+    Q, X : tensor of shape (m, d), (n, d)
+        Queries and stored rows as they were given.
+    positions : tensor of shape (m, k)
+        Rows of X for each query.
+    metric : {"cosine", "euclidean", "dot"}
+        1 - cosine (1 for a zero vector), squared Euclidean distance, or minus the product.
+
+    Returns
+    -------
+    distances : tensor of shape (m, k)
+        Equal rows have equal distances to the last bit.
+    """
+    wide = wide_dtype(X.device)
+    out = torch.empty(positions.shape, dtype=wide, device=X.device)
+    for rows, columns in _pair_blocks(*positions.shape, X.shape[1], X.device):
+        q = Q[rows].to(wide)[:, None, :]
+        x = X[positions[rows, columns]].to(wide)
+        # Sums over the last axis and not matrix products: those treat rows at the edge of a
+        # block differently, which would tear equal rows apart.
+        if metric == "euclidean":
+            out[rows, columns] = x.sub_(q).square_().sum(dim=2)
+        elif metric == "dot":
+            out[rows, columns] = -x.mul_(q).sum(dim=2)
+        else:
+            x, q = unit_rows(x), unit_rows(q)
+            out[rows, columns] = (1 - x.mul_(q).sum(dim=2)).clamp_(min=0)
+    return out
+
+
+def _sorted(
+    distances: torch.Tensor, positions: torch.Tensor, k: int
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """Return the first k by (distance, position)."""
+    positions, order = positions.sort(dim=-1)
+    distances, by_distance = distances.gather(-1, order).sort(dim=-1, stable=True)
+    return distances[..., :k], positions.gather(-1, by_distance)[..., :k]
+
+
+def _unit_roundoff() -> float:
+    """Return a bound on the relative error of one float32 product under torch's settings."""
+    try:
+        full = torch.get_float32_matmul_precision() == "highest"
+    except RuntimeError:
+        # torch refuses to say once its newer per-back-end settings were used.
+        full = False
+    return 2.0**-23 if full else 2.0**-7
+
+
+def rounding_bound(
+    q: torch.Tensor, x: torch.Tensor, kth: torch.Tensor, *, metric: str, unit: float
+) -> torch.Tensor:
+    """Bound the error of the approximate distance of any row at least as near as the k-th.
+
+    Parameters
+    ----------
+    q, x : tensor of shape (m, d), (n, d)
+        Prepared queries and stored rows.
+    kth : tensor of shape (m,)
+        A distance that is known to be reached by k rows.
+    metric : {"cosine", "euclidean", "dot"}
+        As they were prepared.
+    unit : float
+        Relative error of one product.
+
+    Returns
+    -------
+    bound : tensor of shape (m,)
+        Infinite where float32 may have overflowed.
+    """
+    wide = wide_dtype(x.device)
+    d = x.shape[1]
+    factor = 2 * (unit + (d + 16) * 2.0**-24)
+    if metric == "cosine":
+        return torch.full_like(kth, factor)
+    norms = torch.linalg.vector_norm(q, dim=1, dtype=wide)
+    if metric == "euclidean":
+        # A row within the k-th distance of q has at most the norm |q| + that distance.
+        scale = (2 * norms + kth.sqrt()).square()
+    else:
+        scale = norms * torch.linalg.vector_norm(x, dim=1, dtype=wide).max()
+    # The second term stands for squares too small for float32.
+    return torch.where(scale < 1e36, factor * scale + d * 1e-37, torch.inf)
+
+
+def nearest_of_candidates(
+    Q: torch.Tensor,
+    X: torch.Tensor,
+    q: torch.Tensor,
+    x: torch.Tensor,
+    border: torch.Tensor,
+    positions: torch.Tensor,
+    k: int,
+    *,
+    metric: str,
+    unit: float | None = None,
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """Return the k nearest rows, given what a back-end proposed.
+
+    Parameters
+    ----------
+    Q, X : tensor of shape (m, d), (n, d)
+        Queries and stored rows as they were given.
+    q, x : tensor of shape (m, d), (n, d)
+        The same, prepared.
+    border : tensor of shape (m,)
+        No row that is not proposed has a smaller approximate distance.
+    positions : tensor of shape (m, n_candidates)
+        At least k proposed rows; -1 where the back-end found none.
+    k : int
+        Neighbours wanted.
+    metric : {"cosine", "euclidean", "dot"}
+        As the rows were prepared.
+    unit : float, default=None
+        Relative error of one product of the back-end; None takes what torch is set to.
+
+    Returns
+    -------
+    distances : tensor of shape (m, k)
+        Ascending.
+    positions : tensor of shape (m, k)
+        Of equal distances the lower position first.
+    """
+    unit = _unit_roundoff() if unit is None else unit
+    missing = (positions < 0).any(dim=1)
+    distances = exact_distances(Q, X, positions.clamp(min=0), metric=metric)
+    distances, found = _sorted(distances, positions, k)
+    if positions.shape[1] == len(X) and not bool(missing.any()):
+        return distances, found
+    kth = torch.where(missing, torch.inf, distances[:, -1])
+    bound = rounding_bound(q, x, kth, metric=metric, unit=unit)
+    # A comparison with NaN is false: what cannot be proved is looked at again.
+    proved = border.to(kth.dtype) > kth + bound
+    doubtful = (~proved).nonzero()[:, 0]
+    bound = torch.maximum(bound, rounding_bound(q, x, kth, metric=metric, unit=_unit_roundoff()))
+    for block in doubtful.split(max(1, working_bytes() // (4 * len(X)))):
+        near = approximate_distances(q[block], x, metric=metric).to(kth.dtype)
+        possible = ~(near > (kth + bound)[block, None])
+        for i, mask in zip(block.tolist(), possible, strict=True):
+            rows = mask.nonzero().T
+            exact = exact_distances(Q[i : i + 1], X, rows, metric=metric)
+            distances[i : i + 1], found[i : i + 1] = _sorted(exact, rows, k)
+    return distances, found
