@@ -1,0 +1,24 @@
+# SPDX-License-Identifier: BSD-3-Clause
+"""Features at rest: kept per sample on disk or in memory, and the lazy array that reads them."""
+
+from skpool.stores._feature_store import FeatureStore
+from skpool.stores._memory_cache import MemoryCache, default_cache
+from skpool.stores._protocol import BUSY, FREE, HELD, MINE
+from skpool.stores._row_source import ArraySource, Reduction, RowSource, TokenBatch, assemble
+from skpool.stores._token_array import TokenArray
+
+__all__ = [
+    "BUSY",
+    "FREE",
+    "HELD",
+    "MINE",
+    "ArraySource",
+    "FeatureStore",
+    "MemoryCache",
+    "Reduction",
+    "RowSource",
+    "TokenArray",
+    "TokenBatch",
+    "assemble",
+    "default_cache",
+]

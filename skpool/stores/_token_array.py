@@ -1,0 +1,359 @@
+# SPDX-License-Identifier: BSD-3-Clause
+"""Tokens that need not exist yet: what extraction gives and pooling takes.
+
+A `TokenArray` looks like an array (n_samples, n_tokens, n_features) to scikit-learn: it has a
+shape, splits and indexes. It holds a source of rows and the numbers of the rows it stands for, so
+a fold is a view, and nothing is computed or copied before a pooling streams it.
+"""
+
+from collections.abc import Iterator, Sequence
+from functools import reduce
+
+import numpy as np
+import torch
+
+from skpool._config import get_config
+from skpool.stores._row_source import (
+    ArraySource,
+    Reduction,
+    RowSource,
+    TokenBatch,
+    as_array,
+)
+from skpool.utils import ArrayLike, as_tensor
+from skpool.utils import fingerprint as fingerprint_of
+
+__all__ = ["TokenArray"]
+
+
+def _select_cls(tokens: torch.Tensor, mask: torch.Tensor | None) -> torch.Tensor:
+    return tokens[:, 0]
+
+
+class TokenArray:
+    """Lazy array of tokens, (n_samples, n_tokens, n_features).
+
+    Made by `FeatureExtractor.transform`, or by `from_array`, `from_list` and `from_map`.
+
+    Parameters
+    ----------
+    source : RowSource
+        Gives the rows.
+    rows : ndarray of shape (n_samples,), default=None
+        Rows of the source that this array stands for; None for all.
+    drop_prefix : bool, default=False
+        Whether the prefix tokens are left out.
+
+    Attributes
+    ----------
+    shape : tuple of 3 ints
+    ndim : int
+        3.
+    dtype : numpy dtype
+    n_prefix_tokens : int
+        Leading tokens that are no patches (class token and registers).
+    cls_index : int or None
+        Position of the class token, the first of the prefix tokens.
+    grid : tuple of 2 ints or None
+        Rows and columns of the patches, which follow row by row.
+    in_memory : bool
+        Whether the tokens are there already; if not, a network may have to compute them.
+
+    Examples
+    --------
+    >>> import numpy as np
+    >>> from skpool.stores import TokenArray
+    >>> tokens = TokenArray.from_array(np.zeros((4, 5, 3)), n_prefix_tokens=1, grid=(2, 2))
+    >>> tokens[[0, 2]].patches.shape
+    (2, 4, 3)
+    """
+
+    def __init__(
+        self, source: RowSource, rows: np.ndarray | None = None, *, drop_prefix: bool = False
+    ):
+        self._source = source
+        self._rows = np.arange(source.n_rows) if rows is None else rows
+        self._first = source.n_prefix_tokens if drop_prefix else 0
+
+    @classmethod
+    def from_array(
+        cls,
+        X: ArrayLike,
+        *,
+        mask: ArrayLike | None = None,
+        n_prefix_tokens: int = 0,
+        grid: tuple[int, int] | None = None,
+    ) -> "TokenArray":
+        """Wrap tokens that are there already.
+
+        Parameters
+        ----------
+        X : ndarray, memmap or tensor of shape (n_samples, n_tokens, n_features)
+            Floating-point; other numbers are copied to float64.
+        mask : array of shape (n_samples, n_tokens), default=None
+            True (or 1) for real tokens; what stands under False is never read.
+        n_prefix_tokens : int, default=0
+        grid : tuple of 2 ints, default=None
+
+        Returns
+        -------
+        tokens : TokenArray
+        """
+        X = _as_floats(X)
+        if X.ndim != 3:
+            raise ValueError(
+                f"X has shape {tuple(X.shape)}; tokens have (n_samples, n_tokens, n_features)."
+            )
+        if not 0 <= n_prefix_tokens <= X.shape[1]:
+            raise ValueError(
+                f"n_prefix_tokens={n_prefix_tokens} must lie between 0 and the {X.shape[1]} tokens "
+                "of a sample."
+            )
+        if grid is not None and grid[0] * grid[1] != X.shape[1] - n_prefix_tokens:
+            raise ValueError(
+                f"grid={tuple(grid)} does not hold the {X.shape[1] - n_prefix_tokens} tokens after "
+                f"n_prefix_tokens={n_prefix_tokens}."
+            )
+        mask = None if mask is None else _check_mask(mask, tuple(X.shape[:2]))
+        return cls(ArraySource(X, mask=mask, n_prefix_tokens=n_prefix_tokens, grid=grid))
+
+    @classmethod
+    def from_list(cls, X: Sequence[ArrayLike]) -> "TokenArray":
+        """Pad samples of unequal length on the right, with a mask.
+
+        Parameters
+        ----------
+        X : sequence of arrays or tensors of shape (n_tokens_i, n_features)
+            Of the widest float type among them.
+
+        Returns
+        -------
+        tokens : TokenArray
+            At least one token wide, so that samples without any can stand alone.
+        """
+        rows = [as_tensor(_as_floats(row)) for row in X]
+        shapes = {tuple(row.shape) for row in rows}
+        if {len(shape) for shape in shapes} != {2} or len({shape[1] for shape in shapes}) != 1:
+            raise ValueError(
+                f"X holds samples of shapes {sorted(shapes)[:5]}; each must be "
+                "(n_tokens_i, n_features) with one n_features."
+            )
+        lengths = torch.tensor([len(row) for row in rows])
+        padded = rows[0].new_zeros(
+            (len(rows), max(1, int(lengths.max())), rows[0].shape[1]),
+            dtype=reduce(torch.promote_types, (row.dtype for row in rows)),
+        )
+        for sample, row in zip(padded, rows, strict=True):
+            sample[: len(row)] = row
+        mask = torch.arange(padded.shape[1]) < lengths[:, None]
+        if isinstance(X[0], torch.Tensor):
+            return cls.from_array(padded, mask=mask.to(padded.device))
+        return cls.from_array(padded.numpy(), mask=mask.numpy())
+
+    @classmethod
+    def from_map(cls, X: ArrayLike) -> "TokenArray":
+        """Read maps row by row as tokens with a grid.
+
+        Parameters
+        ----------
+        X : ndarray or tensor of shape (n_samples, height, width, n_features)
+
+        Returns
+        -------
+        tokens : TokenArray
+        """
+        if X.ndim != 4:
+            raise ValueError(
+                f"X has shape {tuple(X.shape)}; maps have (n_samples, height, width, n_features)."
+            )
+        n, height, width, d = X.shape
+        return cls.from_array(X.reshape(n, height * width, d), grid=(height, width))
+
+    # What makes it an array to scikit-learn.
+
+    @property
+    def shape(self) -> tuple[int, int, int]:
+        """Samples, tokens, features."""
+        n_tokens, n_features = self._source.row_shape
+        return len(self._rows), n_tokens - self._first, n_features
+
+    @property
+    def ndim(self) -> int:
+        """Number of axes."""
+        return 3
+
+    @property
+    def dtype(self) -> np.dtype:
+        """Float type of the tokens."""
+        return self._source.dtype
+
+    @property
+    def nbytes(self) -> int:
+        """Bytes that the array would take if it were materialised."""
+        return int(np.prod(self.shape, dtype=np.int64)) * self.dtype.itemsize
+
+    def __len__(self) -> int:
+        return len(self._rows)
+
+    def __repr__(self) -> str:
+        return f"TokenArray(shape={self.shape}, dtype={self.dtype}, grid={self.grid})"
+
+    def __getitem__(self, key: object) -> "TokenArray | np.ndarray":
+        if isinstance(key, tuple):
+            if not 1 <= len(key) <= 3 or not all(_is_everything(part) for part in key[1:]):
+                raise IndexError("A TokenArray is indexed by samples; use np.asarray first.")
+            key = key[0]
+        rows = self._rows[key]
+        if np.ndim(rows) > 1:
+            raise IndexError("The index of a TokenArray has one axis: the samples.")
+        view = TokenArray(self._source, np.atleast_1d(rows))
+        view._first = self._first
+        return view if np.ndim(rows) else np.asarray(view)[0]
+
+    def __array__(self, dtype: np.dtype | None = None, copy: bool | None = None) -> np.ndarray:
+        limit = get_config()["max_array_bytes"]
+        if self.nbytes > limit:
+            raise ValueError(
+                f"This TokenArray of shape {self.shape} takes {self.nbytes:,} bytes as an array, "
+                f"more than max_array_bytes={limit:,}; pool it, index fewer samples, or raise the "
+                "limit with skpool.set_config(max_array_bytes=...)."
+            )
+        if copy is False:
+            raise ValueError("A lazy TokenArray cannot become an array without a copy.")
+        out = np.full(self.shape, np.nan, dtype=self.dtype)
+        for positions, tokens, _ in self.iter_batches():
+            out[positions] = as_array(tokens)
+        return out if dtype is None else out.astype(dtype, copy=False)
+
+    # What tokens have beside their values.
+
+    @property
+    def in_memory(self) -> bool:
+        """Whether the tokens are there already."""
+        return self._source.in_memory
+
+    @property
+    def n_prefix_tokens(self) -> int:
+        """Leading tokens that are no patches."""
+        return self._source.n_prefix_tokens - self._first
+
+    @property
+    def cls_index(self) -> int | None:
+        """Position of the class token."""
+        return 0 if self.n_prefix_tokens else None
+
+    @property
+    def grid(self) -> tuple[int, int] | None:
+        """Rows and columns of the patches."""
+        return self._source.grid
+
+    @property
+    def mask(self) -> np.ndarray | None:
+        """Real tokens, (n_samples, n_tokens) bool, or None where all are real."""
+        mask = self._source.mask(self._rows)
+        return None if mask is None else mask[:, self._first :]
+
+    @property
+    def patches(self) -> "TokenArray":
+        """The tokens after the prefix, as lazy as before."""
+        return TokenArray(self._source, self._rows, drop_prefix=True)
+
+    @property
+    def cls(self) -> ArrayLike:
+        """The class token of every sample, (n_samples, n_features)."""
+        if self.cls_index is None:
+            raise ValueError("These tokens have no class token (n_prefix_tokens is 0).")
+        return self.reduce(_select_cls, fingerprint="cls")
+
+    def to_map(self) -> np.ndarray:
+        """The patches on their grid, (n_samples, height, width, n_features)."""
+        if self.grid is None:
+            raise ValueError("These tokens have no grid.")
+        patches = np.asarray(self.patches)
+        return patches.reshape(len(self), *self.grid, self.shape[2])
+
+    # How consumers read it.
+
+    def iter_batches(self, batch_size: int | None = None) -> Iterator[TokenBatch]:
+        """Yield the tokens in batches, on the device where they are.
+
+        Parameters
+        ----------
+        batch_size : int, default=None
+            Rows at a time; None leaves the choice to the source.
+
+        Yields
+        ------
+        batch : TokenBatch
+            With `positions` (rows of this array), `tokens` and `mask`. Rows that are stored come
+            before rows that the network must compute; unreadable rows never come.
+        """
+        for positions, tokens, mask in self._source.stream(self._rows, batch_size):
+            mask = None if mask is None else mask[:, self._first :]
+            yield TokenBatch(positions, tokens[:, self._first :], mask)
+
+    def reduce(
+        self,
+        function: Reduction,
+        *,
+        fingerprint: str | None = None,
+        batch_size: int | None = None,
+    ) -> ArrayLike:
+        """Turn the tokens of every sample into a vector, batch by batch.
+
+        Parameters
+        ----------
+        function : callable
+            ``function(tokens, mask)`` gives a tensor (batch, n_out) for a batch; it must treat
+            every row by itself.
+        fingerprint : str, default=None
+            Names the function, so that a store keeps and finds its results; None keeps nothing.
+        batch_size : int, default=None
+            Rows at a time; None leaves the choice to the source.
+
+        Returns
+        -------
+        vectors : ndarray of shape (n_samples, n_out)
+            A tensor where the tokens were given as a tensor. Unreadable rows are NaN.
+        """
+        first = self._first
+        if first:
+            whole, name = function, fingerprint
+
+            def function(tokens: torch.Tensor, mask: torch.Tensor | None) -> torch.Tensor:
+                return whole(tokens[:, first:], None if mask is None else mask[:, first:])
+
+            fingerprint = None if name is None else fingerprint_of(name, first)
+        return self._source.reduce(
+            self._rows, function, fingerprint=fingerprint, batch_size=batch_size
+        )
+
+
+def _is_everything(key: object) -> bool:
+    return key is Ellipsis or (isinstance(key, slice) and key == slice(None))
+
+
+def _as_floats(X: ArrayLike) -> ArrayLike:
+    """Arrays of a float type that numpy and torch share stay; other numbers become float64."""
+    if isinstance(X, torch.Tensor):
+        wide = torch.float32 if X.device.type == "mps" else torch.float64
+        return X if X.is_floating_point() else X.to(wide)
+    X = np.asarray(X)
+    if X.dtype.newbyteorder("=") in (np.float16, np.float32, np.float64):
+        return X
+    if X.dtype.kind not in "biufO":
+        raise ValueError(f"X has dtype {X.dtype}; tokens are floating-point numbers.")
+    return X.astype(np.float64)
+
+
+def _check_mask(mask: ArrayLike, shape: tuple[int, int]) -> ArrayLike:
+    """A boolean mask of the right shape; 0 and 1 are accepted, other numbers are not."""
+    if not isinstance(mask, torch.Tensor):
+        mask = np.asarray(mask)
+    if tuple(mask.shape) != shape:
+        raise ValueError(f"mask has shape {tuple(mask.shape)}; the tokens need {shape}.")
+    if mask.dtype in (bool, torch.bool):
+        return mask
+    if not bool(((mask == 0) | (mask == 1)).all()):
+        raise ValueError("mask holds values other than 0 and 1; give True for real tokens.")
+    return mask == 1
