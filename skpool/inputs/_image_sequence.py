@@ -309,14 +309,17 @@ class ImageSequence:
 
     @property
     def shape(self) -> tuple[int]:
+        """Number of images, as a tuple."""
         return (len(self._rows),)
 
     @property
     def ndim(self) -> int:
+        """Number of axes, 1."""
         return 1
 
     @property
     def key(self) -> str:
+        """How files are keyed: by "stat" or by "content"."""
         return self._base.key
 
     def __len__(self) -> int:

@@ -1,7 +1,8 @@
 # SPDX-License-Identifier: BSD-3-Clause
 """Leaf helpers: validation, fingerprints, optional imports, estimator discovery and checks.
 
-Nothing here imports another room of the package, so every room may import it.
+Nothing here imports another room of the package, so every room may import it. The one exception
+is `skpool.utils.estimator_checks`, which uses all rooms as a test does, and which no room imports.
 """
 
 from skpool.utils._fingerprint import fingerprint

@@ -12,7 +12,7 @@ from contextlib import contextmanager
 import numpy as np
 import torch
 
-__all__ = ["ArrayLike", "as_tensor", "numpy_or_tensor", "unit_rows"]
+__all__ = ["ArrayLike", "as_tensor", "full_float32", "numpy_or_tensor", "unit_rows"]
 
 ArrayLike = np.ndarray | torch.Tensor
 
@@ -85,7 +85,7 @@ def unit_rows(X: torch.Tensor) -> torch.Tensor:
     Parameters
     ----------
     X : tensor of shape (..., n_features)
-        Of float32 or float64; norms are summed in float64, where squares cannot overflow.
+        Of float32 or float64, of any magnitude.
 
     Returns
     -------
@@ -101,6 +101,10 @@ def unit_rows(X: torch.Tensor) -> torch.Tensor:
             [0.0000, 0.0000]])
     """
     wide = torch.float32 if X.device.type == "mps" else torch.float64
+    if X.dtype == wide:
+        # Squares of float32 fit into float64; squares of float64 fit into nothing wider.
+        peak = X.abs().amax(dim=-1, keepdim=True)
+        X = X / torch.where(peak > 0, peak, 1.0)
     norms = torch.linalg.vector_norm(X, dim=-1, keepdim=True, dtype=wide)
     return X / torch.where(norms > 0, norms, 1.0).to(X.dtype)
 

@@ -12,6 +12,7 @@ from sklearn.base import BaseEstimator
 from sklearn.utils.validation import column_or_1d, validate_data
 
 from skpool.utils._tensors import ArrayLike, as_tensor
+from skpool.utils._transaction import unchanged_on_error
 
 __all__ = ["check_finite", "check_labels", "validate_vectors"]
 
@@ -43,7 +44,7 @@ def check_finite(X: ArrayLike, *, name: str = "X") -> None:
     # (which large finite values can cause too) is looked at row by row.
     if tensor.numel() == 0 or bool(torch.isfinite(tensor.sum(dtype=torch.float64))):
         return
-    bad = ~torch.isfinite(tensor).flatten(1).all(dim=1)
+    bad = ~torch.isfinite(tensor).reshape(len(tensor), -1).all(dim=1)
     if bool(bad.any()):
         row = int(bad.nonzero()[0])
         kind = "NaN" if bool(tensor[row].isnan().any()) else "infinity"
@@ -53,18 +54,23 @@ def check_finite(X: ArrayLike, *, name: str = "X") -> None:
         )
 
 
-def _validate_tensor(estimator: BaseEstimator, X: torch.Tensor, *, reset: bool) -> torch.Tensor:
+def _validate_tensor(
+    estimator: BaseEstimator, X: torch.Tensor, *, reset: bool, min_samples: int
+) -> torch.Tensor:
     who = type(estimator).__name__
     if X.ndim != 2:
         raise ValueError(
             f"{who} expected X of shape (n_samples, n_features), got a tensor of shape "
             f"{tuple(X.shape)}; pool or reshape it first."
         )
-    if X.shape[0] == 0 or X.shape[1] == 0:
-        raise ValueError(
-            f"Found a tensor of shape {tuple(X.shape)} while a minimum of 1 sample and 1 feature "
-            f"is required by {who}."
-        )
+    for name, size, minimum in zip(
+        ("sample(s)", "feature(s)"), X.shape, (min_samples, 1), strict=True
+    ):
+        if size < minimum:
+            raise ValueError(
+                f"Found a tensor with {size} {name} (shape={tuple(X.shape)}) while a minimum of "
+                f"{minimum} is required by {who}."
+            )
     if not X.is_floating_point():
         X = X.to(torch.float64 if X.device.type != "mps" else torch.float32)
     if reset:
@@ -112,23 +118,20 @@ def validate_vectors(
     >>> validate_vectors(BaseEstimator(), np.ones((2, 3), dtype=np.float32)).dtype
     dtype('float32')
     """
-    if isinstance(X, torch.Tensor):
-        X = _validate_tensor(estimator, X, reset=reset)
-        if X.shape[0] < min_samples:
-            raise ValueError(
-                f"Found {X.shape[0]} sample(s) while a minimum of {min_samples} is required by "
-                f"{type(estimator).__name__}."
+    # A refused call must not leave the width of the refused rows behind.
+    with unchanged_on_error(estimator):
+        if isinstance(X, torch.Tensor):
+            X = _validate_tensor(estimator, X, reset=reset, min_samples=min_samples)
+        else:
+            X = validate_data(
+                estimator,
+                X,
+                reset=reset,
+                dtype=_FLOATS,
+                ensure_all_finite=False,
+                ensure_min_samples=min_samples,
             )
-    else:
-        X = validate_data(
-            estimator,
-            X,
-            reset=reset,
-            dtype=_FLOATS,
-            ensure_all_finite=False,
-            ensure_min_samples=min_samples,
-        )
-    check_finite(X)
+        check_finite(X)
     return X
 
 
