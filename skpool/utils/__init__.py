@@ -9,10 +9,11 @@ from skpool.utils._fingerprint import fingerprint
 from skpool.utils._optional import import_optional
 from skpool.utils._tensors import ArrayLike, as_tensor, full_float32, numpy_or_tensor, unit_rows
 from skpool.utils._transaction import unchanged_on_error
-from skpool.utils._validation import check_finite, check_labels, validate_vectors
+from skpool.utils._validation import all_finite, check_finite, check_labels, validate_vectors
 
 __all__ = [
     "ArrayLike",
+    "all_finite",
     "as_tensor",
     "check_finite",
     "check_labels",

@@ -1,0 +1,21 @@
+# SPDX-License-Identifier: BSD-3-Clause
+"""Pooling: from the tokens of a sample to one vector.
+
+Each pooling is a kernel on tensors (`POOLINGS`) under a thin transformer. They take lazy tokens,
+which they stream, or plain arrays; nothing here knows where tokens come from.
+"""
+
+from skpool.pooling._base import BasePooling
+from skpool.pooling._gem import GeMPooling, GroupGeMPooling
+from skpool.pooling._kernels import POOLINGS
+from skpool.pooling._token import TokenPooling
+from skpool.pooling._validation import validate_tokens
+
+__all__ = [
+    "POOLINGS",
+    "BasePooling",
+    "GeMPooling",
+    "GroupGeMPooling",
+    "TokenPooling",
+    "validate_tokens",
+]

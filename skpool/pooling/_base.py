@@ -1,0 +1,189 @@
+# SPDX-License-Identifier: BSD-3-Clause
+"""What every pooling shares: checking tokens, streaming them, empty rows, names of the outputs.
+
+A pooling on top of it says how tokens become vectors (`_pool`) and, if its kernel can be named by
+its parameters alone, nothing more: results of such poolings are kept in the store of the tokens.
+"""
+
+from numbers import Integral
+from typing import NamedTuple
+
+import numpy as np
+import torch
+from sklearn.base import (
+    BaseEstimator,
+    ClassNamePrefixFeaturesOutMixin,
+    TransformerMixin,
+    _fit_context,
+)
+from sklearn.utils import Tags
+from sklearn.utils._param_validation import Interval, StrOptions
+
+from skpool import __version__
+from skpool.pooling._validation import validate_tokens
+from skpool.stores import Reduction, TokenArray
+from skpool.utils import ArrayLike, all_finite, fingerprint
+
+__all__ = ["BasePooling"]
+
+
+class Plan(NamedTuple):
+    """What a pooling is about to do.
+
+    Attributes
+    ----------
+    tokens : TokenArray
+        What is streamed.
+    pool : callable
+        Turns a batch of it into vectors.
+    first : int
+        Leading tokens that are streamed without being in scope.
+    """
+
+    tokens: TokenArray
+    pool: Reduction
+    first: int = 0
+
+
+def _check_computed(vectors: torch.Tensor) -> None:
+    """Tokens of a network are not read twice; what is not finite shows in the result."""
+    if not all_finite(vectors):
+        bad = int((~torch.isfinite(vectors).all(dim=1)).sum())
+        raise ValueError(
+            f"Input X contains NaN or infinity in the computed tokens of {bad} sample(s) of a "
+            "batch; leave these samples out, or let the network compute in float32."
+        )
+
+
+class BasePooling(ClassNamePrefixFeaturesOutMixin, TransformerMixin, BaseEstimator):
+    """Base of all poolings.
+
+    A subclass has the parameters `scope`, `empty` and `batch_size`, and writes `_pool`; one that
+    learns writes `_fit_tokens` too.
+    """
+
+    _parameter_constraints: dict = {
+        "scope": [StrOptions({"patch", "all"})],
+        "empty": [StrOptions({"raise", "zero", "nan"})],
+        "batch_size": [Interval(Integral, 1, None, closed="left")],
+    }
+
+    @_fit_context(prefer_skip_nested_validation=True)
+    def fit(self, X, y=None):
+        """Check the tokens and learn what the pooling needs, if anything.
+
+        Parameters
+        ----------
+        X : TokenArray or array-like of shape (n_samples, n_tokens, n_features)
+            Also maps (n_samples, height, width, n_features), lists of (n_tokens_i, n_features),
+            and (n_samples, n_features), which counts as one token per sample.
+        y : ignored
+            Present for the API.
+
+        Returns
+        -------
+        self : estimator
+        """
+        tokens = validate_tokens(self, X, reset=True)
+        self._fit_tokens(self._plan(tokens).tokens)
+        return self
+
+    def transform(self, X) -> ArrayLike:
+        """Pool the tokens of every sample.
+
+        Parameters
+        ----------
+        X : TokenArray or array-like of shape (n_samples, n_tokens, n_features)
+            As in `fit`.
+
+        Returns
+        -------
+        vectors : ndarray of shape (n_samples, n_features_out)
+            Of the float type of the tokens (float32 for half precision); a tensor where X was a
+            tensor. Rows of unreadable inputs are NaN.
+        """
+        self._check_ready()
+        plan = self._plan(validate_tokens(self, X, reset=False))
+        return plan.tokens.reduce(
+            self._guarded(plan), fingerprint=self._fingerprint(), batch_size=self.batch_size
+        )
+
+    def _plan(self, tokens: TokenArray) -> Plan:
+        """Check the parameters against the tokens, and that there is something to pool."""
+        self._check_parameters(tokens.shape[2])
+        plan = self._bind(tokens)
+        if plan.tokens.shape[1] == plan.first:
+            raise ValueError(
+                f"All {tokens.shape[1]} tokens of a sample are prefix tokens, which scope='patch' "
+                "leaves out; set scope='all'."
+            )
+        mask = plan.tokens.mask if self.empty == "raise" else None
+        if mask is not None and not mask[:, plan.first :].any(axis=1).all():
+            rows = np.flatnonzero(~mask[:, plan.first :].any(axis=1))
+            raise ValueError(
+                f"Sample {rows[0]} has no real token ({len(rows)} such samples); remove them, or "
+                "set empty='zero' or empty='nan'."
+            )
+        return plan
+
+    def _in_scope(self, tokens: TokenArray) -> TokenArray:
+        return tokens.patches if self.scope == "patch" and tokens.n_prefix_tokens else tokens
+
+    def _guarded(self, plan: Plan) -> Reduction:
+        """The function that pools, with the rows that have no real token put right."""
+        value = 0.0 if self.empty == "zero" else torch.nan
+
+        def guarded(tokens: torch.Tensor, mask: torch.Tensor | None) -> torch.Tensor:
+            vectors = plan.pool(tokens, mask)
+            empty = None if mask is None else ~mask[:, plan.first :].any(dim=1)
+            if not plan.tokens.in_memory:
+                _check_computed(vectors if empty is None else vectors[~empty])
+            if empty is None or not bool(empty.any()):
+                return vectors
+            return vectors.masked_fill(empty[:, None], value)
+
+        return guarded
+
+    def _fingerprint(self) -> str | None:
+        """Name of the computation for stores; None where parameters do not decide it all.
+
+        A class from outside the package has no name here: another class of that name, or an
+        edited version of it, would be served its vectors. Its author may give one that says so.
+        """
+        kind = type(self)
+        if not kind.__module__.startswith("skpool."):
+            return None
+        parameters = {k: v for k, v in self.get_params(deep=False).items() if k != "batch_size"}
+        try:
+            return fingerprint(kind.__module__, kind.__qualname__, __version__, parameters)
+        except TypeError:
+            return None
+
+    # For subclasses.
+
+    def _bind(self, tokens: TokenArray) -> Plan:
+        """The tokens to stream and the function that pools them."""
+        return Plan(self._in_scope(tokens), self._pool)
+
+    def _check_parameters(self, n_features: int) -> None:
+        """Refuse parameters that do not fit the tokens."""
+
+    def _check_ready(self) -> None:
+        """Refuse to transform before `fit` where something is learned."""
+
+    def _fit_tokens(self, tokens: TokenArray) -> None:
+        """Learn from the tokens that will be streamed."""
+
+    def _pool(self, tokens: torch.Tensor, mask: torch.Tensor | None) -> torch.Tensor:
+        """Vectors (n, n_features_out) of tokens (n, L, d)."""
+        raise NotImplementedError
+
+    @property
+    def _n_features_out(self) -> int:
+        return self.n_features_in_
+
+    def __sklearn_tags__(self) -> Tags:
+        tags = super().__sklearn_tags__()
+        tags.requires_fit = False
+        tags.input_tags.three_d_array = True
+        return tags

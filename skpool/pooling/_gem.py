@@ -1,0 +1,251 @@
+# SPDX-License-Identifier: BSD-3-Clause
+"""Generalized-mean poolings: one exponent between the mean and the maximum, or one per group."""
+
+from numbers import Integral, Real
+
+import numpy as np
+import torch
+from sklearn.utils._param_validation import Interval, StrOptions
+from sklearn.utils.validation import check_is_fitted
+
+from skpool.pooling._base import BasePooling
+from skpool.pooling._kernels import pool_gem, pool_min
+from skpool.stores import TokenArray
+from skpool.utils import as_tensor
+
+__all__ = ["GeMPooling", "GroupGeMPooling"]
+
+
+class _BaseGeM(BasePooling):
+    """The exponents per feature, the fitted minimum, and the call of the kernel."""
+
+    _parameter_constraints: dict = {
+        **BasePooling._parameter_constraints,
+        "negative": [StrOptions({"clamp", "shift", "signed"})],
+        "eps": [Interval(Real, 0, None, closed="neither")],
+    }
+
+    def _exponents(self, n_features: int) -> np.ndarray:
+        """One exponent per group of features."""
+        raise NotImplementedError
+
+    def _check_parameters(self, n_features: int) -> None:
+        exponents = self._exponents(n_features)
+        if np.isnan(exponents).any():
+            raise ValueError(f"p={self.p!r} is not a number; give an exponent, e.g. 3.0.")
+        if self.negative == "signed" and (exponents <= 0).any():
+            raise ValueError(
+                f"p={self.p!r} with negative='signed' is not defined; give exponents above 0."
+            )
+
+    def _fit_tokens(self, tokens: TokenArray) -> None:
+        self.p_ = self._exponents(tokens.shape[2])
+        if self.negative == "shift":
+            minima = as_tensor(tokens.reduce(pool_min, batch_size=self.batch_size)).cpu().numpy()
+            # Unreadable inputs (NaN) and samples without tokens (inf) say nothing of the minimum.
+            known = np.isfinite(minima).all(axis=1)
+            if not known.any():
+                raise ValueError("X has no sample with a real token to learn the minimum from.")
+            self.channel_min_ = minima[known].min(axis=0)
+
+    def _check_ready(self) -> None:
+        if self.negative == "shift":
+            check_is_fitted(self, "channel_min_")
+
+    def _fingerprint(self) -> str | None:
+        # The minimum is learned, so parameters alone do not name the result.
+        return None if self.negative == "shift" else super()._fingerprint()
+
+    def _pool(self, tokens: torch.Tensor, mask: torch.Tensor | None) -> torch.Tensor:
+        n_features = tokens.shape[2]
+        p = self._exponents(n_features)
+        if len(p) == 1:
+            p = float(p[0])
+        else:
+            p = torch.from_numpy(p.repeat(n_features // len(p)))
+        minimum = torch.from_numpy(self.channel_min_) if self.negative == "shift" else None
+        return pool_gem(tokens, mask, p=p, negative=self.negative, eps=self.eps, minimum=minimum)
+
+    def __sklearn_tags__(self):
+        tags = super().__sklearn_tags__()
+        tags.requires_fit = self.negative == "shift"
+        return tags
+
+
+class GeMPooling(_BaseGeM):
+    r"""Generalized-mean pooling of tokens.
+
+    Each feature is pooled over the tokens of a sample by a power mean,
+
+    .. math:: z_j = \Big(\frac{1}{T}\sum_{t=1}^{T} \max(x_{tj}, \epsilon)^p\Big)^{1/p},
+
+    which is the mean for `p=1`, tends to the maximum as `p` grows, and to the geometric mean as
+    `p` goes to 0 [1]_. Tokens of transformers are negative about half of the time, for which there
+    are three rules (`negative`).
+
+    Parameters
+    ----------
+    p : float, default=3.0
+        Exponent; any number, infinite ones too.
+    negative : {"clamp", "shift", "signed"}, default="clamp"
+        "clamp" raises every value to at least `eps`, as in the paper; "shift" subtracts the
+        smallest value of each feature seen in `fit` and adds it again, so that `p=1` is the mean;
+        "signed" takes the mean of :math:`\mathrm{sign}(x)|x|^p` and its signed root, for `p > 0`.
+    eps : float, default=1e-6
+        Smallest value that is raised to a power.
+    scope : {"patch", "all"}, default="patch"
+        Whether the class token and registers are left out.
+    empty : {"raise", "zero", "nan"}, default="raise"
+        What a sample without a real token gives.
+    batch_size : int, default=256
+        Rows of a plain array that are read at a time.
+
+    Attributes
+    ----------
+    n_features_in_ : int
+        Number of features of a token.
+    p_ : ndarray of shape (1,)
+        The exponent.
+    channel_min_ : ndarray of shape (n_features,)
+        Smallest value of each feature; with `negative="shift"`.
+
+    See Also
+    --------
+    GroupGeMPooling : One exponent per group of features.
+    TokenPooling : Mean, maximum or one chosen token.
+
+    Notes
+    -----
+    Cost: O(n T d), a few passes over blocks of rows. Values are scaled by their largest before
+    they are raised to a power, so no exponent overflows. Unless `negative="shift"` nothing is
+    learned, and results are kept in the store of the tokens.
+
+    References
+    ----------
+    .. [1] Radenović, Tolias, Chum, Fine-tuning CNN Image Retrieval with No Human Annotation,
+       TPAMI 2018. <https://arxiv.org/abs/1711.02512>
+
+    Examples
+    --------
+    >>> import numpy as np
+    >>> from skpool.pooling import GeMPooling
+    >>> tokens = np.array([[[1.0, 4.0], [3.0, 4.0]]])
+    >>> GeMPooling(p=1).fit_transform(tokens)
+    array([[2., 4.]])
+    """
+
+    _parameter_constraints: dict = {**_BaseGeM._parameter_constraints, "p": [Real]}
+
+    def __init__(
+        self,
+        p: float = 3.0,
+        *,
+        negative: str = "clamp",
+        eps: float = 1e-6,
+        scope: str = "patch",
+        empty: str = "raise",
+        batch_size: int = 256,
+    ):
+        self.p = p
+        self.negative = negative
+        self.eps = eps
+        self.scope = scope
+        self.empty = empty
+        self.batch_size = batch_size
+
+    def _exponents(self, n_features: int) -> np.ndarray:
+        return np.array([self.p], dtype=np.float64)
+
+
+class GroupGeMPooling(_BaseGeM):
+    r"""Generalized-mean pooling with one exponent per group of features.
+
+    Features are cut into `n_groups` contiguous groups of equal width (a transformer's heads), and
+    group g is pooled with its own exponent :math:`p_g` [1]_. One group is `GeMPooling`.
+
+    Parameters
+    ----------
+    n_groups : int, default=12
+        Number of groups; must divide the number of features.
+    p : float or array-like of shape (n_groups,), default=3.0
+        Exponent of every group, or of each.
+    negative : {"clamp", "shift", "signed"}, default="shift"
+        What is done with values below zero, as in `GeMPooling`.
+    eps : float, default=1e-6
+        Smallest value that is raised to a power.
+    scope : {"patch", "all"}, default="patch"
+        Whether the class token and registers are left out.
+    empty : {"raise", "zero", "nan"}, default="raise"
+        What a sample without a real token gives.
+    batch_size : int, default=256
+        Rows of a plain array that are read at a time.
+
+    Attributes
+    ----------
+    n_features_in_ : int
+        Number of features of a token.
+    p_ : ndarray of shape (n_groups,)
+        The exponents.
+    channel_min_ : ndarray of shape (n_features,)
+        Smallest value of each feature; with `negative="shift"`.
+
+    See Also
+    --------
+    GeMPooling : One exponent for all features.
+
+    Notes
+    -----
+    Cost: as `GeMPooling`, with one run per group of equal exponents.
+
+    References
+    ----------
+    .. [1] Ko et al., Group Generalized Mean Pooling for Vision Transformer, 2022.
+       <https://arxiv.org/abs/2212.04114>
+
+    Examples
+    --------
+    >>> import numpy as np
+    >>> from skpool.pooling import GroupGeMPooling
+    >>> tokens = np.array([[[1.0, 4.0], [3.0, 0.0]]])
+    >>> GroupGeMPooling(2, p=[1.0, np.inf], negative="signed").fit_transform(tokens)
+    array([[2., 4.]])
+    """
+
+    _parameter_constraints: dict = {
+        **_BaseGeM._parameter_constraints,
+        "n_groups": [Interval(Integral, 1, None, closed="left")],
+        "p": [Real, "array-like"],
+    }
+
+    def __init__(
+        self,
+        n_groups: int = 12,
+        *,
+        p=3.0,
+        negative: str = "shift",
+        eps: float = 1e-6,
+        scope: str = "patch",
+        empty: str = "raise",
+        batch_size: int = 256,
+    ):
+        self.n_groups = n_groups
+        self.p = p
+        self.negative = negative
+        self.eps = eps
+        self.scope = scope
+        self.empty = empty
+        self.batch_size = batch_size
+
+    def _exponents(self, n_features: int) -> np.ndarray:
+        p = np.atleast_1d(np.asarray(self.p, dtype=np.float64))
+        if p.shape not in ((1,), (self.n_groups,)):
+            raise ValueError(
+                f"p has shape {p.shape}; give one exponent, or one for each of the "
+                f"n_groups={self.n_groups}."
+            )
+        if n_features % self.n_groups:
+            raise ValueError(
+                f"n_groups={self.n_groups} does not divide the {n_features} features of a token; "
+                "give a divisor."
+            )
+        return np.broadcast_to(p, (self.n_groups,)).copy()

@@ -1,0 +1,282 @@
+# SPDX-License-Identifier: BSD-3-Clause
+"""Poolings as pure functions: tokens (n, L, d) and a mask in, vectors (n, d) out.
+
+They run on the device where the tokens are and treat every row by itself. Masked tokens are
+replaced (`torch.where`), never multiplied by zero: zero times NaN is NaN. Half precision is
+widened to float32 before any sum.
+"""
+
+from collections.abc import Callable
+from functools import wraps
+
+import torch
+
+__all__ = [
+    "POOLINGS",
+    "pool_avgmax",
+    "pool_cls",
+    "pool_first",
+    "pool_gem",
+    "pool_last",
+    "pool_max",
+    "pool_mean",
+    "pool_mean_sqrt_len",
+    "pool_min",
+    "pool_std",
+    "pool_sum",
+    "pool_weighted_mean",
+    "widened",
+]
+
+Mask = torch.Tensor | None
+
+# Bytes that a kernel with several steps works on at a time: few enough that its memory is reused
+# from step to step rather than asked for anew, many enough that threads seldom wait for each other.
+_BLOCK_BYTES = 2**24
+# Exponents below these in magnitude: the geometric mean, and those that need another formula.
+_GEOMETRIC, _SMALL = 1e-20, 0.1
+
+
+def widened(tokens: torch.Tensor) -> torch.Tensor:
+    """The tokens in float32 where they came in half precision."""
+    return tokens.float() if tokens.dtype in (torch.float16, torch.bfloat16) else tokens
+
+
+def _in_blocks(*, single_pass: bool = False) -> Callable[[Callable], Callable]:
+    """Let a kernel of several steps work on some rows at a time, which is about twice as fast.
+
+    A kernel that reads the tokens once, unless they must be masked or widened, is `single_pass`.
+    """
+
+    def decorate(kernel: Callable[..., torch.Tensor]) -> Callable[..., torch.Tensor]:
+        @wraps(kernel)
+        def pool(tokens: torch.Tensor, mask: Mask = None, **options) -> torch.Tensor:
+            plain = mask is None and tokens.element_size() >= 4
+            row_bytes = max(1, tokens.shape[1] * tokens.shape[2]) * max(4, tokens.element_size())
+            rows = max(1, _BLOCK_BYTES // row_bytes)
+            if len(tokens) <= rows or tokens.device.type != "cpu" or (plain and single_pass):
+                return kernel(tokens, mask, **options)
+            blocks = tokens.split(rows)
+            masks = [None] * len(blocks) if mask is None else mask.split(rows)
+            return torch.cat(
+                [kernel(*block, **options) for block in zip(blocks, masks, strict=True)]
+            )
+
+        return pool
+
+    return decorate
+
+
+def _filled(tokens: torch.Tensor, mask: Mask, value: float) -> torch.Tensor:
+    """The tokens with `value` where the mask is False."""
+    return tokens if mask is None else tokens.where(mask[..., None], value)
+
+
+def _counts(tokens: torch.Tensor, mask: Mask) -> torch.Tensor:
+    """Real tokens per row, (n, 1); at least 1, so that an empty row divides by something."""
+    if mask is None:
+        return tokens.new_full((len(tokens), 1), tokens.shape[1])
+    return mask.sum(dim=1, keepdim=True).clamp_min(1).to(tokens.dtype)
+
+
+def _take(tokens: torch.Tensor, index: torch.Tensor) -> torch.Tensor:
+    return tokens[torch.arange(len(tokens), device=tokens.device), index]
+
+
+@_in_blocks(single_pass=True)
+def pool_sum(tokens: torch.Tensor, mask: Mask = None) -> torch.Tensor:
+    """Sum over the real tokens."""
+    return _filled(widened(tokens), mask, 0.0).sum(dim=1)
+
+
+@_in_blocks(single_pass=True)
+def pool_mean(tokens: torch.Tensor, mask: Mask = None) -> torch.Tensor:
+    """Mean over the real tokens."""
+    tokens = widened(tokens)
+    if mask is None:
+        return tokens.mean(dim=1)
+    return pool_sum(tokens, mask) / _counts(tokens, mask)
+
+
+@_in_blocks(single_pass=True)
+def pool_mean_sqrt_len(tokens: torch.Tensor, mask: Mask = None) -> torch.Tensor:
+    """Sum over the real tokens, divided by the square root of their number."""
+    tokens = widened(tokens)
+    return pool_sum(tokens, mask) / _counts(tokens, mask).sqrt()
+
+
+@_in_blocks(single_pass=True)
+def pool_max(tokens: torch.Tensor, mask: Mask = None) -> torch.Tensor:
+    """Maximum over the real tokens."""
+    return _filled(widened(tokens), mask, -torch.inf).amax(dim=1)
+
+
+@_in_blocks(single_pass=True)
+def pool_min(tokens: torch.Tensor, mask: Mask = None) -> torch.Tensor:
+    """Minimum over the real tokens."""
+    return _filled(widened(tokens), mask, torch.inf).amin(dim=1)
+
+
+@_in_blocks(single_pass=True)
+def pool_avgmax(tokens: torch.Tensor, mask: Mask = None) -> torch.Tensor:
+    """Half the mean plus half the maximum."""
+    return (pool_mean(tokens, mask) + pool_max(tokens, mask)) / 2
+
+
+@_in_blocks()
+def pool_std(tokens: torch.Tensor, mask: Mask = None) -> torch.Tensor:
+    """Standard deviation over the real tokens, with divisor L, in two passes."""
+    tokens = widened(tokens)
+    deviations = _filled(tokens - pool_mean(tokens, mask)[:, None], mask, 0.0)
+    return (deviations.square().sum(dim=1) / _counts(tokens, mask)).sqrt()
+
+
+def pool_cls(tokens: torch.Tensor, mask: Mask = None) -> torch.Tensor:
+    """The token at position 0, whatever the mask says."""
+    return widened(tokens[:, 0])
+
+
+def pool_first(tokens: torch.Tensor, mask: Mask = None) -> torch.Tensor:
+    """The first real token."""
+    if mask is None:
+        return widened(tokens[:, 0])
+    return widened(_take(tokens, mask.int().argmax(dim=1)))
+
+
+def pool_last(tokens: torch.Tensor, mask: Mask = None) -> torch.Tensor:
+    """The last real token, on whichever side the padding stands."""
+    if mask is None:
+        return widened(tokens[:, -1])
+    return widened(_take(tokens, mask.shape[1] - 1 - mask.flip(1).int().argmax(dim=1)))
+
+
+@_in_blocks()
+def pool_weighted_mean(
+    tokens: torch.Tensor, mask: Mask = None, *, weights: torch.Tensor | None = None
+) -> torch.Tensor:
+    """Weighted mean; without `weights` (L,) a token weighs its rank among the real tokens."""
+    tokens = widened(tokens)
+    if mask is None:
+        mask = torch.ones(tokens.shape[:2], dtype=torch.bool, device=tokens.device)
+    if weights is None:
+        # The rank, not the position: left and right padding then give the same vector.
+        weights = mask.cumsum(dim=1)
+    weights = weights.to(tokens) * mask
+    weights = weights / weights.sum(dim=1, keepdim=True).clamp_min(torch.finfo(tokens.dtype).tiny)
+    return torch.einsum("nl,nld->nd", weights, _filled(tokens, mask, 0.0))
+
+
+def _mean_power(ratio: torch.Tensor, p: float, mask: Mask) -> torch.Tensor:
+    """Mean of ratio ** p over the real tokens; `ratio` is overwritten."""
+    # torch multiplies for whole exponents up to 3 only; pow is several times slower.
+    if p == 4:
+        return pool_mean(ratio.square_().square_(), mask)
+    if p == 5:
+        return pool_mean(ratio.square().square_().mul_(ratio), mask)
+    return pool_mean(ratio.pow_(p), mask)
+
+
+def _power_mean(z: torch.Tensor, p: float, mask: Mask) -> torch.Tensor:
+    """Power mean of positive values over the tokens, without overflow; `z` is overwritten.
+
+    The values are divided by their largest (for negative p, smallest) first, so every power lies
+    in [0, 1], and what underflows could not have been seen in the sum.
+    """
+    if abs(p) < _GEOMETRIC:
+        return pool_mean(z.log_(), mask).exp()
+    extreme = pool_max(z, mask) if p > 0 else pool_min(z, mask)
+    if abs(p) == torch.inf:
+        return extreme
+    ratio = z.div_(extreme[:, None])
+    if abs(p) < _SMALL:
+        # Powers near 1 would lose their digits, which the root then enlarges by 1 / p.
+        return extreme * pool_mean(ratio.log_().mul_(p).expm1_(), mask).log1p().div(p).exp()
+    return extreme * _mean_power(ratio, p, mask).pow(1.0 / p)
+
+
+def _signed_power_mean(x: torch.Tensor, p: float, mask: Mask) -> torch.Tensor:
+    """Root of the mean of sign(x) |x| ** p, of values that are 0 where the mask is False.
+
+    For p = inf it is the value of largest magnitude; where both signs have it, the more frequent.
+    """
+    scale = torch.maximum(x.amax(dim=1), -x.amin(dim=1))
+    ratio = x / torch.where(scale > 0, scale, 1.0)[:, None]
+    if p == torch.inf:
+        return scale * ratio.trunc().sum(dim=1).sign()
+    mean = pool_mean(ratio.abs().pow_(p).copysign_(ratio), mask)
+    return scale * mean.abs().pow(1.0 / p).copysign(mean)
+
+
+@_in_blocks()
+def _gem(
+    tokens: torch.Tensor,
+    mask: Mask,
+    *,
+    p: float,
+    negative: str,
+    eps: float,
+    minimum: torch.Tensor | None,
+) -> torch.Tensor:
+    """Generalized mean with one exponent."""
+    tokens = _filled(widened(tokens), mask, 0.0)
+    if negative == "signed":
+        return _signed_power_mean(tokens, p, mask)
+    if negative == "shift":
+        minimum = minimum.to(tokens)
+        z = (tokens - minimum).clamp_min_(0.0).add_(eps)
+        return _power_mean(z, p, mask) + (minimum - eps)
+    return _power_mean(tokens.clamp_min(eps), p, mask)
+
+
+def pool_gem(
+    tokens: torch.Tensor,
+    mask: Mask = None,
+    *,
+    p: float | torch.Tensor = 3.0,
+    negative: str = "clamp",
+    eps: float = 1e-6,
+    minimum: torch.Tensor | None = None,
+) -> torch.Tensor:
+    """Generalized mean over the real tokens, per feature.
+
+    Parameters
+    ----------
+    tokens : tensor of shape (n, L, d)
+    mask : tensor of shape (n, L), bool, default=None
+    p : float or tensor of shape (d,), default=3.0
+        Exponent, one for all features or one each.
+    negative : {"clamp", "shift", "signed"}, default="clamp"
+        What is done with values below zero.
+    eps : float, default=1e-6
+        Smallest value that is raised to a power.
+    minimum : tensor of shape (d,), default=None
+        Subtracted from the tokens before, added to the result after; for "shift".
+
+    Returns
+    -------
+    vectors : tensor of shape (n, d)
+    """
+    options = {"negative": negative, "eps": eps}
+    if not isinstance(p, torch.Tensor) or p.ndim == 0:
+        return _gem(tokens, mask, p=float(p), minimum=minimum, **options)
+    exponents, widths = p.cpu().unique_consecutive(return_counts=True)
+    widths = widths.tolist()
+    minima = [None] * len(widths) if minimum is None else minimum.split(widths)
+    groups = zip(tokens.split(widths, dim=2), exponents.tolist(), minima, strict=True)
+    return torch.cat([_gem(x, mask, p=q, minimum=low, **options) for x, q, low in groups], dim=1)
+
+
+POOLINGS: dict[str, Callable[..., torch.Tensor]] = {
+    "avgmax": pool_avgmax,
+    "cls": pool_cls,
+    "first": pool_first,
+    "gem": pool_gem,
+    "last": pool_last,
+    "max": pool_max,
+    "mean": pool_mean,
+    "mean_sqrt_len": pool_mean_sqrt_len,
+    "min": pool_min,
+    "std": pool_std,
+    "sum": pool_sum,
+    "weighted_mean": pool_weighted_mean,
+}

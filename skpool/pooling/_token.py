@@ -1,0 +1,200 @@
+# SPDX-License-Identifier: BSD-3-Clause
+"""The simple poolings: mean, maximum, one chosen token, and concatenations of these."""
+
+from collections.abc import Callable
+from functools import partial
+
+import numpy as np
+import torch
+from sklearn.utils._param_validation import StrOptions
+
+from skpool.pooling._base import BasePooling, Plan
+from skpool.pooling._kernels import POOLINGS, pool_cls, pool_weighted_mean, widened
+from skpool.stores import TokenArray
+from skpool.utils import unit_rows
+
+__all__ = ["TokenPooling"]
+
+_STRATEGIES = {name: kernel for name, kernel in POOLINGS.items() if name != "gem"}
+
+
+def _call(function: Callable, tokens: torch.Tensor, mask: torch.Tensor | None) -> torch.Tensor:
+    """Vectors by a function of the user's."""
+    vectors = function(tokens, mask)
+    if not isinstance(vectors, torch.Tensor) or vectors.ndim != 2 or len(vectors) != len(tokens):
+        raise ValueError(
+            f"strategy={function!r} gives {type(vectors).__name__} of shape "
+            f"{tuple(getattr(vectors, 'shape', ()))} for {len(tokens)} samples; it must give a "
+            "tensor (n_samples, n_features_out)."
+        )
+    return vectors if vectors.is_floating_point() else vectors.to(widened(tokens[:0]))
+
+
+class TokenPooling(BasePooling):
+    r"""Mean, maximum or one chosen token, or several of these side by side.
+
+    For tokens :math:`x_1, \dots, x_T` of a sample (masked ones left out):
+
+    ================ ==========================================================================
+    "mean"           :math:`\frac1T \sum_t x_t`
+    "cls"            the class token of the backbone, whatever `scope` says
+    "max", "min"     per feature, over the tokens
+    "sum"            :math:`\sum_t x_t`
+    "mean_sqrt_len"  :math:`\sum_t x_t / \sqrt T`
+    "avgmax"         half the mean plus half the maximum
+    "std"            standard deviation per feature, with divisor :math:`T`
+    "first", "last"  the first or last token
+    "weighted_mean"  :math:`\sum_t t\, x_t / \sum_t t`, t the rank of the token, or by `weights`
+    ================ ==========================================================================
+
+    Parameters
+    ----------
+    strategy : str, callable, or tuple of these, default="mean"
+        One of the names above, or ``f(tokens, mask)`` from tensors (n, T, d) and (n, T) or None
+        to (n, d'). A tuple concatenates, e.g. ``("cls", "mean")``.
+    weights : array-like of shape (n_tokens,) or callable, default=None
+        Weights of the tokens for "weighted_mean", not negative; a callable is given T. None takes
+        the rank.
+    normalize_tokens : bool, default=False
+        Whether every token is divided by its Euclidean norm first.
+    scope : {"patch", "all"}, default="patch"
+        Whether the class token and registers are left out.
+    empty : {"raise", "zero", "nan"}, default="raise"
+        What a sample without a real token gives.
+    batch_size : int, default=256
+        Rows of a plain array that are read at a time.
+
+    Attributes
+    ----------
+    n_features_in_ : int
+        Number of features of a token.
+
+    See Also
+    --------
+    GeMPooling : Between the mean and the maximum.
+
+    Notes
+    -----
+    Cost: one pass over the tokens, O(n T d); nothing is learned, so results are kept in the store
+    of the tokens (unless a callable is involved, which has no stable name).
+
+    References
+    ----------
+    .. [1] Tang, Yang, Pooling And Attention: What Are Effective Designs For LLM-Based Embedding
+       Models?, 2024. <https://arxiv.org/abs/2409.02727>
+
+    Examples
+    --------
+    >>> import numpy as np
+    >>> from skpool.pooling import TokenPooling
+    >>> tokens = np.array([[[1.0, 4.0], [3.0, 0.0]]])
+    >>> TokenPooling(("mean", "max")).fit_transform(tokens)
+    array([[2., 2., 3., 4.]])
+    """
+
+    _parameter_constraints: dict = {
+        **BasePooling._parameter_constraints,
+        "strategy": [StrOptions(set(_STRATEGIES)), callable, tuple],
+        "weights": ["array-like", callable, None],
+        "normalize_tokens": ["boolean"],
+    }
+
+    def __init__(
+        self,
+        strategy: str | Callable | tuple = "mean",
+        *,
+        weights=None,
+        normalize_tokens: bool = False,
+        scope: str = "patch",
+        empty: str = "raise",
+        batch_size: int = 256,
+    ):
+        self.strategy = strategy
+        self.weights = weights
+        self.normalize_tokens = normalize_tokens
+        self.scope = scope
+        self.empty = empty
+        self.batch_size = batch_size
+
+    def _parts(self) -> tuple:
+        return self.strategy if isinstance(self.strategy, tuple) else (self.strategy,)
+
+    def _check_parameters(self, n_features: int) -> None:
+        for part in self._parts():
+            if not callable(part) and part not in list(_STRATEGIES):
+                raise ValueError(
+                    f"strategy={self.strategy!r} holds {part!r}; choose from "
+                    f"{sorted(_STRATEGIES)} or give a callable."
+                )
+        if not self._parts():
+            raise ValueError("strategy=() is empty; give at least one name.")
+
+    def _fit_tokens(self, tokens: TokenArray) -> None:
+        self._n_tokens = self._in_scope(tokens).shape[1]
+
+    def _bind(self, tokens: TokenArray) -> Plan:
+        is_cls = [part == "cls" for part in self._parts()]
+        if not any(is_cls):
+            return super()._bind(tokens)
+        # The class token stands in the prefix that the other parts may have to leave out.
+        if tokens.cls_index is None and tokens.shape[1] > 1:
+            raise ValueError(
+                "strategy='cls' needs a class token, and these tokens have none "
+                "(n_prefix_tokens is 0); use another strategy or another backbone."
+            )
+        scoped = tokens if all(is_cls) else self._in_scope(tokens)
+        first = tokens.shape[1] - scoped.shape[1]
+        return Plan(tokens, partial(self._concatenate, first=first), first)
+
+    def _pool(self, tokens: torch.Tensor, mask: torch.Tensor | None) -> torch.Tensor:
+        return self._concatenate(tokens, mask, first=0)
+
+    def _concatenate(
+        self, tokens: torch.Tensor, mask: torch.Tensor | None, *, first: int
+    ) -> torch.Tensor:
+        if self.normalize_tokens:
+            tokens = unit_rows(widened(tokens))
+        scoped = tokens[:, first:], None if mask is None else mask[:, first:]
+        parts = [
+            pool_cls(tokens) if part == "cls" else self._kernel(part)(*scoped)
+            for part in self._parts()
+        ]
+        return torch.cat(parts, dim=1)
+
+    def _kernel(self, part: str | Callable) -> Callable[..., torch.Tensor]:
+        if callable(part):
+            return partial(_call, part)
+        if part == "weighted_mean" and self.weights is not None:
+            return self._weighted_mean
+        return _STRATEGIES[part]
+
+    def _weighted_mean(self, tokens: torch.Tensor, mask: torch.Tensor | None) -> torch.Tensor:
+        weights = torch.from_numpy(self._token_weights(tokens.shape[1])).to(widened(tokens[:0]))
+        if mask is not None and bool((mask.any(1) & ~(mask & (weights > 0)).any(1)).any()):
+            raise ValueError(
+                "weights are 0 for all real tokens of a sample; give weights that are above 0 for "
+                "at least one of them."
+            )
+        return pool_weighted_mean(tokens, mask, weights=weights)
+
+    def _token_weights(self, n_tokens: int) -> np.ndarray:
+        """The weights as numbers between 0 and 1."""
+        weights = self.weights(n_tokens) if callable(self.weights) else self.weights
+        weights = np.asarray(weights, dtype=np.float64)
+        if weights.shape != (n_tokens,):
+            raise ValueError(f"weights has shape {weights.shape}; give {n_tokens} numbers.")
+        if not (np.isfinite(weights) & (weights >= 0)).all() or not weights.any():
+            raise ValueError(
+                f"weights lie between {weights.min()} and {weights.max()}; give finite numbers of "
+                "at least 0 that are not all 0."
+            )
+        return weights / weights.max()
+
+    @property
+    def _n_features_out(self) -> int:
+        # A callable may give any width, so its width is found out on blank tokens.
+        blank = torch.zeros((1, self._n_tokens, self.n_features_in_))
+        return sum(
+            _call(part, blank, None).shape[1] if callable(part) else self.n_features_in_
+            for part in self._parts()
+        )

@@ -1,0 +1,91 @@
+# SPDX-License-Identifier: BSD-3-Clause
+"""The first line of every pooling: tokens in any accepted form become a `TokenArray`."""
+
+import numpy as np
+import torch
+from sklearn.base import BaseEstimator
+
+from skpool.stores import TokenArray
+from skpool.utils import all_finite, validate_vectors
+
+__all__ = ["validate_tokens"]
+
+
+def _check_width(estimator: BaseEstimator, width: int, *, reset: bool) -> None:
+    if reset:
+        estimator.n_features_in_ = width
+        if hasattr(estimator, "feature_names_in_"):
+            del estimator.feature_names_in_
+    elif getattr(estimator, "n_features_in_", width) != width:
+        raise ValueError(
+            f"X has tokens of {width} features, but {type(estimator).__name__} is expecting "
+            f"{estimator.n_features_in_} features as input."
+        )
+
+
+def _is_ragged(X: object) -> bool:
+    """Whether X is a list of samples (n_tokens_i, n_features) rather than of rows of numbers."""
+    is_list = isinstance(X, (list, tuple))
+    if not is_list and not (isinstance(X, np.ndarray) and X.dtype.hasobject and X.ndim == 1):
+        return False
+    return len(X) > 0 and np.ndim(X[0]) == 2
+
+
+def _wrap(X: object, who: str) -> TokenArray:
+    """Arrays of rank 3 and 4 and lists of (n_tokens_i, n_features)."""
+    if _is_ragged(X):
+        return TokenArray.from_list(list(X))
+    if not isinstance(X, torch.Tensor):
+        X = np.asarray(X)
+    if X.ndim not in (3, 4):
+        raise ValueError(
+            f"{who} expected tokens (n_samples, n_tokens, n_features) or maps (n_samples, height, "
+            f"width, n_features), got shape {tuple(X.shape)}."
+        )
+    return TokenArray.from_map(X) if X.ndim == 4 else TokenArray.from_array(X)
+
+
+def _check_tokens_finite(tokens: TokenArray) -> None:
+    """Real tokens must be finite; what stands under a False mask is nobody's business."""
+    for positions, values, mask in tokens.iter_batches():
+        real = values if mask is None else values.where(mask[..., None], 0.0)
+        if all_finite(real):
+            continue
+        bad = ~torch.isfinite(real).flatten(1).all(dim=1)
+        raise ValueError(
+            f"Input X contains NaN or infinity in the tokens of sample "
+            f"{int(positions[int(bad.nonzero()[0])])}; remove it or mask these tokens."
+        )
+
+
+def validate_tokens(estimator: BaseEstimator, X: object, *, reset: bool) -> TokenArray:
+    """Check tokens and remember or compare the number of features.
+
+    Parameters
+    ----------
+    estimator : estimator
+        Whose `n_features_in_` is set (`reset=True`) or compared.
+    X : TokenArray, array or tensor of rank 2, 3 or 4, or list of (n_tokens_i, n_features)
+        Rank 2 counts as one token per sample, rank 4 as maps (n, height, width, d).
+    reset : bool
+        Whether this call defines the width.
+
+    Returns
+    -------
+    tokens : TokenArray
+        Finite where it is in memory; tokens that a network has yet to compute are not read here.
+    """
+    if not isinstance(X, TokenArray):
+        if not _is_ragged(X) and getattr(X, "ndim", 2) <= 2:
+            X = validate_vectors(estimator, X, reset=reset)
+            return TokenArray.from_array(X[:, None])
+        X = _wrap(X, type(estimator).__name__)
+    if 0 in X.shape:
+        raise ValueError(
+            f"Found array with {len(X)} sample(s) of shape {X.shape[1:]} while a minimum of 1 "
+            f"sample, 1 token and 1 feature is required by {type(estimator).__name__}."
+        )
+    if X.in_memory:
+        _check_tokens_finite(X)
+    _check_width(estimator, X.shape[2], reset=reset)
+    return X
