@@ -1,0 +1,14 @@
+# SPDX-License-Identifier: BSD-3-Clause
+"""The frozen network: images in, tokens out, one file per source of models.
+
+A `Backbone` names a network; pipelines carry the name, and the network is loaded once per process
+and device. `ImageRecipe` says how its images are prepared, `check_frozen` proves that it is a
+fixed function of one sample.
+"""
+
+from skpool.backbones._backbone import Backbone
+from skpool.backbones._check_frozen import check_frozen
+from skpool.backbones._network import Layout
+from skpool.backbones._recipe import ImageRecipe
+
+__all__ = ["Backbone", "ImageRecipe", "Layout", "check_frozen"]

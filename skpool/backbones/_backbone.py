@@ -1,0 +1,365 @@
+# SPDX-License-Identifier: BSD-3-Clause
+"""The value object that names a frozen network: the first thing in every pipeline.
+
+A `Backbone` is to a network what a path is to a file. It is small, immutable and hashable, so it
+can be a hyper-parameter: a grid search clones, pickles and compares it without touching weights.
+The network itself is loaded at first use, once per process and device.
+"""
+
+import copy
+import threading
+from collections.abc import Callable, Sequence
+
+import numpy as np
+import torch
+from PIL import Image
+from torch import nn
+
+from skpool.backbones import _glyph
+from skpool.backbones._hf import open_hf
+from skpool.backbones._module import open_module
+from skpool.backbones._network import Layout, Network
+from skpool.backbones._recipe import ImageRecipe
+from skpool.exceptions import BackboneError
+from skpool.utils import fingerprint
+
+__all__ = ["SOURCES", "Backbone"]
+
+# What is computed for a sample also depends on our own preprocessing: a change of its results
+# must raise this number, so that no store serves the features of an older rule.
+_PREPROCESSING = 1
+
+
+def open_glyph(name: str, recipe: ImageRecipe | None) -> Network:
+    """Load the small transformer that ships with the package."""
+    if name:
+        raise BackboneError(f"'glyph:{name}' does not exist; write 'glyph'.")
+    module = _glyph.load_glyph()
+    recipe = recipe or ImageRecipe(
+        input_size=_glyph.INPUT_SIZE,
+        mean=_glyph.MEAN,
+        std=_glyph.STD,
+        interpolation=_glyph.INTERPOLATION,
+        fit="squash",
+    )
+    return Network(
+        module,
+        recipe,
+        blocks=list(module.blocks),
+        patch_size=_glyph.PATCH_SIZE,
+        n_prefix_tokens=_glyph.N_PREFIX_TOKENS,
+        fixed_size=True,
+    )
+
+
+SOURCES: dict[str, Callable[[str, ImageRecipe | None], Network]] = {
+    "glyph": open_glyph,
+    "hf": open_hf,
+}
+
+_loaded: dict[tuple, Network] = {}
+_loading = threading.RLock()
+
+
+class Backbone:
+    """A frozen pretrained network, by name.
+
+    Parameters
+    ----------
+    spec : str
+        ``"glyph"`` (a small vision transformer that ships with skpool), or
+        ``"hf:<name on the hub or local directory>"`` (transformers).
+    recipe : ImageRecipe, default=None
+        How images are prepared; None takes what the model itself says.
+
+    Attributes
+    ----------
+    spec : str
+        The name.
+    recipe : ImageRecipe
+        Size, crop, interpolation, mean and deviation of its images.
+    fingerprint : str
+        Hash of weights, preprocessing and layer naming; the same in every process.
+    revision : str or None
+        The commit of a hub model, where known.
+    modality : str
+        "image".
+    n_features : int
+        Width of a token of the last layer.
+    n_prefix_tokens : int
+        Tokens before the patches (class token and registers).
+    layers : range
+        The layers there are: 0 is the embedding, k the output of block k, and the last one (-1)
+        the network's own output, after its final norm.
+
+    Notes
+    -----
+    Cloning and deep-copying give the object itself. Pickles hold the name and not the weights
+    (`Backbone.from_module`: the module, since it has no name).
+
+    Examples
+    --------
+    >>> from skpool.backbones import Backbone
+    >>> backbone = Backbone("glyph")
+    >>> backbone.n_prefix_tokens, backbone.grid(32, 32)
+    (1, (8, 8))
+    """
+
+    def __init__(self, spec: str, *, recipe: ImageRecipe | None = None):
+        source = str(spec).partition(":")[0]
+        if source not in SOURCES:
+            raise BackboneError(
+                f"backbone={spec!r} names no known source; write one of "
+                f"{sorted(s if s == 'glyph' else s + ':<name>' for s in SOURCES)}, or use "
+                "Backbone.from_module."
+            )
+        object.__setattr__(self, "spec", str(spec))
+        object.__setattr__(self, "_recipe", recipe)
+
+    def _open(self) -> Network:
+        source, _, name = self.spec.partition(":")
+        return SOURCES[source](name, self._recipe)
+
+    @classmethod
+    def from_module(
+        cls,
+        module: nn.Module,
+        *,
+        recipe: ImageRecipe,
+        layer_paths: Sequence[str] = (),
+        patch_size: int | None = None,
+        n_prefix_tokens: int | None = None,
+    ) -> "Backbone":
+        """Freeze a copy of a module of one's own.
+
+        Parameters
+        ----------
+        module : torch.nn.Module
+            For images (n, 3, h, w) it returns tokens (n, L, d), a map (n, d, h, w) or vectors
+            (n, d), or a tuple or transformers output that begins with one of these.
+        recipe : ImageRecipe
+            How its images are prepared.
+        layer_paths : sequence of str, default=()
+            Dotted names of the submodules whose outputs are layers 1, 2, ...; the module's own
+            output is the last layer in place of the last submodule's.
+        patch_size : int, default=None
+            Side of a patch, from which the grid follows; None infers a square grid.
+        n_prefix_tokens : int, default=None
+            Tokens before the patches; None infers 0 or 1.
+
+        Returns
+        -------
+        backbone : Backbone
+
+        Examples
+        --------
+        >>> import torch
+        >>> from skpool.backbones import Backbone, ImageRecipe
+        >>> net = torch.nn.Conv2d(3, 5, kernel_size=8, stride=8)
+        >>> backbone = Backbone.from_module(net, recipe=ImageRecipe(input_size=32))
+        >>> backbone.n_features, backbone.grid(32, 32)
+        (5, (4, 4))
+        """
+        # A copy, because a backbone is immutable: training the original later must not change
+        # features under a fingerprint that was already given.
+        options = {
+            "layer_paths": tuple(layer_paths),
+            "patch_size": patch_size,
+            "n_prefix_tokens": n_prefix_tokens,
+        }
+        return _ModuleBackbone(copy.deepcopy(module), recipe, options)
+
+    # A value: equal by content, unchangeable, its own clone.
+
+    def __setattr__(self, name: str, value: object) -> None:
+        raise AttributeError("A Backbone cannot be changed; build another one.")
+
+    __delattr__ = None
+
+    def __eq__(self, other: object) -> bool:
+        if not isinstance(other, Backbone):
+            return NotImplemented
+        return (self.spec, self._recipe) == (other.spec, other._recipe)
+
+    def __hash__(self) -> int:
+        return hash((self.spec, self._recipe))
+
+    def __repr__(self) -> str:
+        recipe = "" if self._recipe is None else f", recipe={self._recipe}"
+        return f"Backbone({self.spec!r}{recipe})"
+
+    def __sklearn_clone__(self) -> "Backbone":
+        return self
+
+    def __copy__(self) -> "Backbone":
+        return self
+
+    def __deepcopy__(self, memo: dict) -> "Backbone":
+        return self
+
+    def __reduce__(self):
+        return _rebuild, (self.spec, self._recipe)
+
+    # The network behind the name.
+
+    def network(self, device: torch.device | str = "cpu") -> Network:
+        """Return the frozen network on a device, loading it at the first call of the process.
+
+        Parameters
+        ----------
+        device : torch.device or str, default="cpu"
+
+        Returns
+        -------
+        network : Network
+        """
+        key = (self.spec, self._recipe, str(torch.device(device)))
+        with _loading:
+            if key not in _loaded:
+                network = self._open()
+                network.module.to(device)
+                _loaded[key] = network
+            return _loaded[key]
+
+    def _any_network(self) -> Network:
+        """The facts do not depend on the device: whichever copy is loaded knows them."""
+        with _loading:
+            for (spec, recipe, _), network in _loaded.items():
+                if (spec, recipe) == (self.spec, self._recipe):
+                    return network
+        return self.network()
+
+    @property
+    def recipe(self) -> ImageRecipe:
+        """How images are prepared."""
+        return self._recipe or self._any_network().recipe
+
+    @property
+    def fingerprint(self) -> str:
+        """Hash of weights, preprocessing and layer naming."""
+        content = self._any_network().fingerprint
+        r = self.recipe
+        parts = (r.input_size, r.mean, r.std, r.crop_pct, r.interpolation, r.fit)
+        return fingerprint(_PREPROCESSING, content, parts)
+
+    @property
+    def revision(self) -> str | None:
+        """The commit of a hub model, where known."""
+        return self._any_network().revision
+
+    @property
+    def modality(self) -> str:
+        """What kind of samples the network reads."""
+        return "image"
+
+    @property
+    def layers(self) -> range:
+        """The layers that can be asked for."""
+        return range(self._any_network().n_layers + 1)
+
+    @property
+    def n_features(self) -> int:
+        """Width of a token of the last layer."""
+        return self.layout().n_features
+
+    @property
+    def n_prefix_tokens(self) -> int:
+        """Tokens before the patches, in the last layer."""
+        return self.layout().n_prefix_tokens
+
+    def layout(self, layer: int = -1, size: int | None = None) -> Layout:
+        """Numbers of tokens and features, prefix and grid of a layer.
+
+        Parameters
+        ----------
+        layer : int, default=-1
+        size : int, default=None
+            Side of the images; None for the recipe's.
+
+        Returns
+        -------
+        layout : Layout
+            With `n_tokens`, `n_features`, `n_prefix_tokens` and `grid`.
+        """
+        return self._any_network().layout(layer, size)
+
+    def grid(self, height: int, width: int) -> tuple[int, int] | None:
+        """Rows and columns of patches for a square image of this size.
+
+        Parameters
+        ----------
+        height, width : int
+            Equal sides in pixels.
+
+        Returns
+        -------
+        grid : tuple of 2 ints, or None
+            None where the network gives one vector.
+        """
+        if height != width:
+            raise BackboneError(f"height={height} and width={width} differ; images are square.")
+        return self.layout(size=height).grid
+
+    def prepare(self, samples: Sequence[Image.Image], *, size: int | None = None) -> torch.Tensor:
+        """Resize and crop images into one batch, on the host.
+
+        Parameters
+        ----------
+        samples : sequence of PIL images, mode RGB
+        size : int, default=None
+            Side of the images; None for the recipe's.
+
+        Returns
+        -------
+        batch : tensor of shape (n, size, size, 3), uint8
+        """
+        recipe = self.recipe
+        return torch.from_numpy(np.stack([recipe.prepare(image, size) for image in samples]))
+
+    def forward(
+        self, batch: torch.Tensor, layers: Sequence[int] = (-1,)
+    ) -> tuple[list[torch.Tensor], None]:
+        """Run one batch, on the device where it lies.
+
+        Parameters
+        ----------
+        batch : tensor of shape (n, size, size, 3), uint8
+            From `prepare`.
+        layers : sequence of int, default=(-1,)
+
+        Returns
+        -------
+        tokens : list of tensors of shape (n, n_tokens, n_features)
+            One per layer.
+        mask : None
+            Every token of an image is a real one.
+        """
+        return self.network(batch.device).forward(batch, layers), None
+
+
+def _rebuild(spec: str, recipe: ImageRecipe | None) -> Backbone:
+    return Backbone(spec, recipe=recipe)
+
+
+class _ModuleBackbone(Backbone):
+    """A backbone that is known by its content and carries its module in pickles."""
+
+    def __init__(self, module: nn.Module, recipe: ImageRecipe, options: dict):
+        network = open_module(module, recipe, **options)
+        spec = f"module:{network.fingerprint}"
+        with _loading:
+            # Every unpickled copy in a process shares the first one's weights.
+            network = _loaded.setdefault((spec, recipe, "cpu"), network)
+        for name, value in {
+            "spec": spec,
+            "_recipe": recipe,
+            "_module": network.module,
+            "_options": options,
+        }.items():
+            object.__setattr__(self, name, value)
+
+    def _open(self) -> Network:
+        return open_module(copy.deepcopy(self._module), self._recipe, **self._options)
+
+    def __reduce__(self):
+        return _ModuleBackbone, (self._module, self._recipe, self._options)
