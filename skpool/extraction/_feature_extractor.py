@@ -1,0 +1,276 @@
+# SPDX-License-Identifier: BSD-3-Clause
+"""The first step of a pipeline: from raw images to lazy tokens of a frozen network."""
+
+import os
+from numbers import Integral
+
+import numpy as np
+import torch
+from sklearn.base import BaseEstimator, TransformerMixin, _fit_context
+from sklearn.utils import Tags
+from sklearn.utils._param_validation import Interval, StrOptions
+
+from skpool.backbones import Backbone
+from skpool.extraction._backbone_source import BackboneSource, ExtractionSettings
+from skpool.inputs import ImageSequence
+from skpool.stores import FeatureStore, TokenArray
+from skpool.utils import ArrayLike
+
+__all__ = ["FeatureExtractor"]
+
+_Auto = StrOptions({"auto"})
+
+
+class FeatureExtractor(TransformerMixin, BaseEstimator, auto_wrap_output_keys=None):
+    """Tokens of a frozen pretrained network, computed once per image and only when needed.
+
+    `transform` returns at once: the tokens are computed when a pooling streams them, batch by
+    batch, and every image's result is looked up first, in a store on disk or in a bounded cache in
+    memory. A grid search over poolings therefore runs the network once per distinct image.
+
+    Parameters
+    ----------
+    backbone : str or Backbone, default="glyph"
+        The network: ``"glyph"``, ``"hf:<name or directory>"``, or a `Backbone`.
+    layers : int, default=-1
+        The layer whose tokens are taken: 0 is the embedding, k the output of block k, -1 the
+        network's own output.
+    tokens : {"all", "patch", "cls"}, default="all"
+        "all" keeps class token and registers before the patches; "patch" leaves them out; "cls"
+        gives the class token alone as an array (n_samples, n_features), computed at once, and
+        keeps no other token.
+    image_size : int, default=None
+        Side to which images are brought; None for the backbone's own.
+    batch_size : int or "auto", default="auto"
+        Images per pass. Halved by itself when the device is out of memory.
+    device : str or "auto", default="auto"
+        Where the network runs; "auto" takes a CUDA device where there is one.
+    dtype : {"auto", "float32", "float16"}, default="auto"
+        Float type of the tokens and of what is stored; "auto" is float32. On a CUDA device
+        "float16" also runs the network in half precision.
+    store : path or FeatureStore, default=None
+        Where results are kept on disk, for this and later sessions and for several processes.
+        None keeps them in the memory of this process, up to
+        ``skpool.get_config()["cache_bytes"]``.
+    on_error : {"raise", "nan"}, default="raise"
+        What an unreadable image does. All others are computed and kept in either case; then
+        "raise" raises one error that names every bad image with its reason, and "nan" gives NaN
+        rows and lists them in `failed_`.
+    n_workers : int or "auto", default="auto"
+        Threads that decode images ahead of the network; 0 decodes between batches.
+    output : {"numpy", "torch"}, default="numpy"
+        Container of the vectors that poolings make of the tokens; "torch" leaves them on the
+        device.
+
+    Attributes
+    ----------
+    failed_ : list of (int, str, str)
+        Position, name and reason of the images of the last `transform` that could not be read;
+        complete when its tokens have been used.
+
+    See Also
+    --------
+    skpool.backbones.Backbone : Names a network.
+    skpool.stores.TokenArray : The lazy result.
+
+    Notes
+    -----
+    Nothing is learned, so `fit` only checks. Features depend on the image alone: not on the other
+    images, their order, or the batch size (to rounding). Memory is one batch, plus the cache.
+
+    With `n_jobs` greater than 1, pass paths (arrays and images are pickled to every worker) and a
+    `store`, which the workers share; the in-memory cache is each process's own.
+
+    Examples
+    --------
+    >>> from sklearn.datasets import load_digits
+    >>> from skpool.extraction import FeatureExtractor
+    >>> images = (load_digits().images[:4] * 255 / 16).round().astype("uint8")[..., None]
+    >>> tokens = FeatureExtractor("glyph").fit_transform(images)
+    >>> tokens.n_prefix_tokens, tokens.grid
+    (1, (8, 8))
+    """
+
+    _parameter_constraints: dict = {
+        "backbone": [str, Backbone],
+        "layers": [Integral],
+        "tokens": [StrOptions({"all", "patch", "cls"})],
+        "image_size": [Interval(Integral, 1, None, closed="left"), None],
+        "batch_size": [Interval(Integral, 1, None, closed="left"), _Auto],
+        "device": [str, torch.device],
+        "dtype": [StrOptions({"auto", "float32", "float16"})],
+        "store": [str, os.PathLike, FeatureStore, None],
+        "on_error": [StrOptions({"raise", "nan"})],
+        "n_workers": [Interval(Integral, 0, None, closed="left"), _Auto],
+        "output": [StrOptions({"numpy", "torch"})],
+    }
+
+    def __init__(
+        self,
+        backbone: str | Backbone = "glyph",
+        *,
+        layers: int = -1,
+        tokens: str = "all",
+        image_size: int | None = None,
+        batch_size: int | str = "auto",
+        device: str = "auto",
+        dtype: str = "auto",
+        store: str | os.PathLike | FeatureStore | None = None,
+        on_error: str = "raise",
+        n_workers: int | str = "auto",
+        output: str = "numpy",
+    ):
+        self.backbone = backbone
+        self.layers = layers
+        self.tokens = tokens
+        self.image_size = image_size
+        self.batch_size = batch_size
+        self.device = device
+        self.dtype = dtype
+        self.store = store
+        self.on_error = on_error
+        self.n_workers = n_workers
+        self.output = output
+
+    @_fit_context(prefer_skip_nested_validation=True)
+    def fit(self, X, y=None):
+        """Check the parameters and the kind of X; nothing is learned or computed.
+
+        Parameters
+        ----------
+        X : list or Series of paths, list of PIL images, uint8 array (n, height, width, channels), \
+or ImageSequence
+        y : ignored
+            Present for the API.
+
+        Returns
+        -------
+        self : estimator
+        """
+        ImageSequence(X)
+        self._settings()
+        return self
+
+    def transform(self, X) -> TokenArray | ArrayLike:
+        """Return the tokens of images, to be computed when they are used.
+
+        Parameters
+        ----------
+        X : list or Series of paths, list of PIL images, uint8 array (n, height, width, channels), \
+or ImageSequence
+
+        Returns
+        -------
+        tokens : TokenArray of shape (n_samples, n_tokens, n_features)
+            With `tokens="cls"` an array (or tensor, by `output`) of shape
+            (n_samples, n_features), already computed.
+
+        Raises
+        ------
+        UnreadableInputError
+            With `on_error="raise"`, when the tokens are used: some images cannot be read. All
+            others are computed and kept before.
+        """
+        self._validate_params()
+        settings = self._settings()
+        source = BackboneSource(ImageSequence(X), settings, self._open_store())
+        self._failures = source.failures
+        tokens = TokenArray(source, drop_prefix=self.tokens == "patch")
+        return tokens.cls if self.tokens == "cls" else tokens
+
+    def _settings(self) -> ExtractionSettings:
+        backbone = self._backbone()
+        # The layer and the size are checked now, not when the first batch runs.
+        layout = backbone.layout(self.layers, self.image_size)
+        if self.tokens == "cls" and layout.n_prefix_tokens == 0:
+            raise ValueError(
+                f"tokens='cls' needs a class token, and {backbone!r} has none; use tokens='all' "
+                "and a pooling."
+            )
+        device = self._device()
+        return ExtractionSettings(
+            backbone=backbone,
+            layer=self.layers,
+            image_size=self.image_size,
+            batch_size=self._batch_size(device),
+            device=device,
+            dtype="float32" if self.dtype == "auto" else self.dtype,
+            n_workers=self._n_threads(device),
+            keep_tokens=self.tokens != "cls",
+            raise_errors=self.on_error == "raise",
+            output=self.output,
+        )
+
+    def _backbone(self) -> Backbone:
+        return self.backbone if isinstance(self.backbone, Backbone) else Backbone(self.backbone)
+
+    def _open_store(self) -> FeatureStore | None:
+        if self.store is None or isinstance(self.store, FeatureStore):
+            return self.store
+        return FeatureStore.shared(self.store)
+
+    def _device(self) -> str:
+        if self.device == "auto":
+            return "cuda" if torch.cuda.is_available() else "cpu"
+        try:
+            torch.empty(0, device=self.device)
+        except (RuntimeError, AssertionError) as error:
+            raise ValueError(
+                f"device={self.device!r} cannot be used ({str(error).splitlines()[0]}); "
+                "use device='auto' or 'cpu'."
+            ) from None
+        return str(self.device)
+
+    def _batch_size(self, device: str) -> int:
+        if self.batch_size != "auto":
+            return self.batch_size
+        return 128 if device.startswith("cuda") else 16
+
+    def _n_threads(self, device: str) -> int:
+        if self.n_workers != "auto":
+            return self.n_workers
+        cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
+        return min(16, cores or 1)
+
+    @property
+    def failed_(self) -> list[tuple[int, str, str]]:
+        """Images of the last `transform` that could not be read."""
+        if not hasattr(self, "_failures"):
+            raise AttributeError("failed_ is known after `transform`.")
+        return [(row, *self._failures[row]) for row in sorted(self._failures)]
+
+    def get_feature_names_out(self, input_features=None) -> np.ndarray:
+        """Names of the features of a token.
+
+        Parameters
+        ----------
+        input_features : ignored
+            Present for the API.
+
+        Returns
+        -------
+        names : ndarray of str
+        """
+        width = self._backbone().layout(self.layers, self.image_size).n_features
+        return np.array([f"featureextractor{i}" for i in range(width)], dtype=object)
+
+    def set_output(self, *, transform=None) -> "FeatureExtractor":
+        """Accept the call of a pipeline and change nothing: tokens are not a table.
+
+        Parameters
+        ----------
+        transform : ignored
+            Present for the API.
+
+        Returns
+        -------
+        self : estimator
+        """
+        return self
+
+    def __sklearn_tags__(self) -> Tags:
+        tags = super().__sklearn_tags__()
+        tags.requires_fit = False
+        tags.no_validation = True
+        tags.input_tags.two_d_array = False
+        return tags
