@@ -1,0 +1,122 @@
+# SPDX-License-Identifier: BSD-3-Clause
+"""How near is extraction to the limit of the model, and how does a plain loop do?
+
+JPEG files on disk to pooled vectors. The limit is taken in the same rounds from its two parts,
+measured alone: the forward pass on ready pixels with all threads, and decoding with cropping on one
+thread. Both use the processor, so with c cores an image cannot take less than
+(c * forward + decoding) / c seconds. The peer is the usual loop over a `DataLoader`.
+
+    python benchmarks/bench_extraction.py [--backbone glyph|hf:<directory>] [--images 128]
+"""
+
+import argparse
+import tempfile
+from pathlib import Path
+
+import numpy as np
+import torch
+from _measure import header, rounds, spread, write_photographs
+
+import skpool
+from skpool.backbones import Backbone, ImageRecipe
+from skpool.extraction import FeatureExtractor
+from skpool.inputs import ImageSequence
+from skpool.pooling import TokenPooling
+
+parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
+parser.add_argument("--backbone", default="glyph")
+parser.add_argument("--mean-std-half", action="store_true", help="mean and deviation 0.5")
+parser.add_argument("--crop-pct", type=float, default=0.875)
+parser.add_argument("--images", type=int, default=128)
+parser.add_argument("--rounds", type=int, default=5)
+parser.add_argument("--threads", type=int, default=2)
+parser.add_argument("--batch-size", type=int, default=16)
+parser.add_argument("--workers", type=int, nargs="*", default=[0, 1, 2])
+options = parser.parse_args()
+torch.set_num_threads(options.threads)
+
+
+class Photographs(torch.utils.data.Dataset):
+    """What a user writes for a `DataLoader`."""
+
+    def __init__(self, paths: list[str], recipe: ImageRecipe):
+        self.paths, self.recipe = paths, recipe
+
+    def __len__(self) -> int:
+        return len(self.paths)
+
+    def __getitem__(self, index: int) -> torch.Tensor:
+        from PIL import Image
+
+        with Image.open(self.paths[index]) as image:
+            return torch.from_numpy(self.recipe.prepare(image.convert("RGB")).copy())
+
+
+def main() -> None:
+    """Measure and print."""
+    half = {"mean": (0.5,) * 3, "std": (0.5,) * 3} if options.mean_std_half else {}
+    recipe = None
+    if options.backbone != "glyph":
+        recipe = ImageRecipe(crop_pct=options.crop_pct, **half)
+    backbone = Backbone(options.backbone, recipe=recipe)
+    layout = backbone.layout()
+    with tempfile.TemporaryDirectory() as folder:
+        paths = write_photographs(Path(folder), options.images, 224)
+        images = ImageSequence(paths)
+        ready = backbone.prepare([images.load(i) for i in range(len(images))])
+
+        def forward() -> None:
+            for start in range(0, len(ready), options.batch_size):
+                tokens = backbone.forward(ready[start : start + options.batch_size])[0][0]
+                tokens[:, layout.n_prefix_tokens :].mean(1)
+
+        def decode() -> None:
+            for i in range(len(images)):
+                backbone.recipe.prepare(images.load(i))
+
+        def extract(n_workers: int | str) -> None:
+            # Without a cache, so that every round runs the network.
+            with skpool.config_context(cache_bytes=0):
+                extractor = FeatureExtractor(
+                    backbone, batch_size=options.batch_size, n_workers=n_workers
+                )
+                TokenPooling("mean").fit_transform(extractor.transform(paths))
+
+        def loop(n_workers: int) -> None:
+            loader = torch.utils.data.DataLoader(
+                Photographs(paths, backbone.recipe),
+                batch_size=options.batch_size,
+                num_workers=n_workers,
+                multiprocessing_context="spawn" if n_workers else None,
+            )
+            pooled = []
+            with torch.inference_mode():
+                for batch in loader:
+                    tokens = backbone.forward(batch)[0][0]
+                    pooled.append(tokens[:, layout.n_prefix_tokens :].mean(1))
+            torch.cat(pooled).numpy()
+
+        competitors = {"forward only": forward, "decoding, 1 thread": decode}
+        competitors["skpool"] = lambda: extract("auto")
+        for n in options.workers:
+            competitors[f"skpool, {n} workers"] = lambda n=n: extract(n)
+        for n in options.workers:
+            competitors[f"DataLoader, {n} workers"] = lambda n=n: loop(n)
+        seconds = rounds(competitors, options.rounds)
+
+    cores = options.threads
+    bound = seconds["forward only"] + seconds["decoding, 1 thread"] / cores
+    print(header(options.threads))
+    print(f"{options.backbone}, {len(paths)} JPEG files of 224 px, batches of {options.batch_size}")
+    print("images/s is the median of the rounds, with the smallest and the largest; share of the")
+    print("bound (forward + decoding / cores) is taken within each round\n")
+    print("| what | images/s | share of the bound |")
+    print("| --- | --- | --- |")
+    for name, values in {**seconds, "bound": bound}.items():
+        print(f"| {name} | {spread(len(paths) / values)} | {spread(bound / values)} |")
+    best = np.median([seconds[n] for n in seconds if n.startswith("DataLoader")], axis=1).min()
+    print(f"\nskpool against the best loop: {best / np.median(seconds['skpool']):.2f}x as fast")
+
+
+if __name__ == "__main__":
+    main()
