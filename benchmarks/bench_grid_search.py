@@ -1,10 +1,9 @@
 # SPDX-License-Identifier: BSD-3-Clause
 """What does a grid search cost over one pass and the same grid on ready features?
 
-The same `GridSearchCV` over poolings, whitenings and classifiers, three ways in the same rounds:
-from images with skpool's cache; on tokens that are an array already, plus one pass that makes
-them; and from images without any cache, which is what a pipeline does that holds a network as an
-ordinary transformer (measured on fewer folds and scaled, with `--plain`).
+The same `GridSearchCV` over poolings, whitenings and classifiers in the same rounds: on tokens that
+are an array already, plus one pass that makes them; from images, with the cache in memory; and from
+images, with a new store on disk.
 
     python benchmarks/bench_grid_search.py [--backbone glyph|hf:<directory>] [--images 400]
 """
@@ -48,7 +47,7 @@ POOLINGS = [
 
 def search(*first: tuple[str, object]) -> GridSearchCV:
     """Six poolings, three whitenings, two classifiers, five folds."""
-    steps = [("pool", None), ("whiten", None), ("clf", None)]
+    steps = [("pool", TokenPooling()), ("whiten", None), ("clf", WeightedKNNClassifier())]
     grid = {
         "pool": POOLINGS,
         "whiten": ["passthrough", L2Normalizer(), Whitening(shrinkage="oas")],

@@ -10,7 +10,7 @@ The alphabets in ``ALPHABETS_LEFT_OUT`` and the official one-shot runs are never
 
 Run from the repository root::
 
-    PYTHONPATH=. python tools/train_glyph.py --epochs 100
+    PYTHONPATH=. python tools/train_glyph.py --threads 1
 """
 
 import argparse

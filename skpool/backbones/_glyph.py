@@ -187,7 +187,7 @@ class GlyphTransformer(nn.Module):
                 f"images must have shape (n_samples, 3, {INPUT_SIZE}, {INPUT_SIZE}), got "
                 f"{tuple(images.shape)}; resize them to {INPUT_SIZE} x {INPUT_SIZE} pixels first."
             )
-        grey = _standardise(images.float().mean(dim=1, keepdim=True))
+        grey = _standardise(images.float().mean(dim=1, keepdim=True)).to(self.cls_token.dtype)
         patches = self.patch_embed(grey).flatten(2).transpose(1, 2)
         cls = self.cls_token.expand(len(images), -1, -1).to(patches.dtype)
         return torch.cat([cls, patches], dim=1) + self.pos_embed
