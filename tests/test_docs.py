@@ -10,6 +10,7 @@ from types import ModuleType
 import numpy as np
 import pytest
 import torch
+from sklearn.datasets import load_digits
 from sklearn.utils.estimator_checks import check_estimator as check_as_scikit_learn
 
 from skpool.utils.estimator_checks import check_estimator
@@ -30,6 +31,24 @@ def test_every_snippet_of_the_user_guide_runs():
         if last.startswith("np.allclose("):
             assert eval(last, names)
     assert names["search"].best_score_ > 0.5
+
+
+def test_pipeline_of_the_readme_runs_on_the_network_that_ships():
+    code = _blocks(README)[0]
+    for shown, here in [
+        ('"hf:facebook/dinov2-small", store="features"', '"glyph"'),
+        ("Whitening(256)", "Whitening(16)"),
+        ("n_jobs=2", "cv=3"),
+    ]:
+        assert shown in code
+        code = code.replace(shown, here)
+    X, y = load_digits(return_X_y=True)
+    images = (X.reshape(-1, 8, 8, 1) * 255 / 16).round().astype(np.uint8)[:400]
+    y = y[:400]
+    names = {"paths": images[y < 7], "y": y[y < 7], "new_paths": images[y >= 7], "new_y": y[y >= 7]}
+    exec(compile(code, "README.md", "exec"), names)
+    assert list(names["model"].classes_) == list(range(10))
+    assert (names["model"].predict(images) == y).mean() > 0.9
 
 
 def test_pooling_of_the_page_on_adding_is_a_complete_pooling(monkeypatch):
