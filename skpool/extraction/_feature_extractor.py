@@ -179,7 +179,9 @@ or ImageSequence
         return tokens.cls if self.tokens == "cls" else tokens
 
     def _settings(self) -> ExtractionSettings:
-        backbone = self._backbone()
+        backbone, device = self._backbone(), self._device()
+        # Loaded where it will run, or the facts would load a second copy on the host.
+        backbone.network(device)
         # The layer and the size are checked now, not when the first batch runs.
         layout = backbone.layout(self.layers, self.image_size)
         if self.tokens == "cls" and layout.n_prefix_tokens == 0:
@@ -187,7 +189,6 @@ or ImageSequence
                 f"tokens='cls' needs a class token, and {backbone!r} has none; use tokens='all' "
                 "and a pooling."
             )
-        device = self._device()
         return ExtractionSettings(
             backbone=backbone,
             layer=self.layers,
