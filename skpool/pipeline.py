@@ -335,6 +335,11 @@ class IncrementalPipeline(Pipeline):
         The moving steps are solved before the final estimator learns, since a solve may fail and
         an index of neighbours cannot be changed back.
         """
+        if [name for name, _ in block] != [name for name, _ in self._bases]:
+            raise ValueError(
+                "The steps or `refresh` were changed after the first call, so what was learned has "
+                "no place; call fit."
+            )
         path: Affine | None = None
         for (name, step), (_, base) in zip(block, self._bases, strict=True):
             act(name, base)

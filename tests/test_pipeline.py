@@ -245,6 +245,18 @@ def test_unknown_refresh_is_refused(data):
         _pipeline(refresh="moving").fit(*data)
 
 
+@pytest.mark.parametrize(("first", "then"), [("transport", "frozen"), ("frozen", "transport")])
+def test_refresh_changed_between_calls_is_refused(first, then, data):
+    X, y = data
+    model = _pipeline(refresh=first).partial_fit(X[:100], y[:100]).set_params(refresh=then)
+    with pytest.raises(ValueError, match=r"`refresh` were changed .* call fit"):
+        model.partial_fit(X[100:], y[100:])
+    with pytest.raises(ValueError, match="call fit"):
+        model.forget(X[:10], y[:10])
+    expected = _pipeline(refresh=then).fit(X, y).decision_function(X)
+    np.testing.assert_array_equal(model.fit(X, y).decision_function(X), expected)
+
+
 def test_grid_search_tunes_it_like_any_pipeline(data):
     X, y = data
     search = GridSearchCV(
