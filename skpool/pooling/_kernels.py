@@ -11,6 +11,8 @@ from functools import wraps
 
 import torch
 
+from skpool.utils import widened
+
 __all__ = [
     "POOLINGS",
     "pool_avgmax",
@@ -25,7 +27,6 @@ __all__ = [
     "pool_std",
     "pool_sum",
     "pool_weighted_mean",
-    "widened",
 ]
 
 Mask = torch.Tensor | None
@@ -35,11 +36,6 @@ Mask = torch.Tensor | None
 _BLOCK_BYTES = 2**24
 # Exponents below these in magnitude: the geometric mean, and those that need another formula.
 _GEOMETRIC, _SMALL = 1e-20, 0.1
-
-
-def widened(tokens: torch.Tensor) -> torch.Tensor:
-    """The tokens in float32 where they came in half precision."""
-    return tokens.float() if tokens.dtype in (torch.float16, torch.bfloat16) else tokens
 
 
 def _in_blocks(*, single_pass: bool = False) -> Callable[[Callable], Callable]:

@@ -9,9 +9,9 @@ import torch
 from sklearn.utils._param_validation import StrOptions
 
 from skpool.pooling._base import BasePooling, Plan
-from skpool.pooling._kernels import POOLINGS, pool_cls, pool_weighted_mean, widened
+from skpool.pooling._kernels import POOLINGS, pool_cls, pool_weighted_mean
 from skpool.stores import TokenArray
-from skpool.utils import unit_rows
+from skpool.utils import unit_rows, widened
 
 __all__ = ["TokenPooling"]
 

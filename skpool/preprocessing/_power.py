@@ -3,7 +3,6 @@
 
 from numbers import Real
 
-import torch
 from sklearn.base import BaseEstimator, OneToOneFeatureMixin, TransformerMixin, _fit_context
 from sklearn.utils import Tags
 from sklearn.utils._param_validation import Interval
@@ -14,7 +13,7 @@ from skpool.preprocessing._kernels import (
     peak_normalize,
     signed_power,
 )
-from skpool.utils import ArrayLike, numpy_or_tensor, validate_vectors
+from skpool.utils import ArrayLike, all_finite, numpy_or_tensor, validate_vectors
 
 __all__ = ["PowerNormalizer"]
 
@@ -125,7 +124,7 @@ class PowerNormalizer(OneToOneFeatureMixin, TransformerMixin, BaseEstimator):
             # The scale of a row falls out at the end, so it is taken off before it can overflow.
             rows = peak_normalize(rows)
         rows = signed_power(rows, power=self.power)
-        if self.power > 1 and not bool(torch.isfinite(rows).all()):
+        if self.power > 1 and not all_finite(rows):
             raise ValueError(
                 f"|x| ** {self.power} is too large for {str(rows.dtype).removeprefix('torch.')}; "
                 "set l2=True, take a smaller power, or scale X down."

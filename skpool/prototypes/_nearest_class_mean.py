@@ -23,7 +23,7 @@ from sklearn.utils.validation import check_is_fitted
 from skpool.base import ClassScoresMixin, IncrementalMixin, spread_columns
 from skpool.prototypes._kernels import METRICS
 from skpool.statistics import ClassMoments, covariance_from_moments
-from skpool.utils import ArrayLike, as_tensor, full_float32, unit_rows, validate_vectors
+from skpool.utils import ArrayLike, as_tensor, full_float32, unit_rows, validate_vectors, widened
 
 __all__ = ["NearestClassMeanClassifier"]
 
@@ -237,8 +237,7 @@ class NearestClassMeanClassifier(
         row_bytes = 8 * (3 * X.shape[1] + 3 * len(self.moments_.classes_))
         n_rows = max(1, int(get_config()["working_memory"] * 2**20) // row_bytes)
         for block in gen_batches(len(X), n_rows):
-            rows = X[block]
-            rows = rows.float() if rows.dtype in (torch.float16, torch.bfloat16) else rows
+            rows = widened(X[block])
             yield block, unit_rows(rows) if self.normalize == "l2" else rows
 
     def _scores(self, X: torch.Tensor) -> np.ndarray:

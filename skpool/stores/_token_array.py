@@ -280,7 +280,8 @@ class TokenArray:
         Parameters
         ----------
         batch_size : int, default=None
-            Rows at a time; None leaves the choice to the source.
+            Rows of an array at a time; None leaves the choice to the source. A backbone keeps to
+            the batches of its extractor.
 
         Yields
         ------
@@ -309,7 +310,8 @@ class TokenArray:
         fingerprint : str, default=None
             Names the function, so that a store keeps and finds its results; None keeps nothing.
         batch_size : int, default=None
-            Rows at a time; None leaves the choice to the source.
+            Rows of an array at a time; None leaves the choice to the source. A backbone keeps to
+            the batches of its extractor.
 
         Returns
         -------

@@ -7,7 +7,14 @@ is `skpool.utils.estimator_checks`, which uses all rooms as a test does, and whi
 
 from skpool.utils._fingerprint import fingerprint
 from skpool.utils._optional import import_optional
-from skpool.utils._tensors import ArrayLike, as_tensor, full_float32, numpy_or_tensor, unit_rows
+from skpool.utils._tensors import (
+    ArrayLike,
+    as_tensor,
+    full_float32,
+    numpy_or_tensor,
+    unit_rows,
+    widened,
+)
 from skpool.utils._transaction import unchanged_on_error
 from skpool.utils._validation import all_finite, check_finite, check_labels, validate_vectors
 
@@ -24,4 +31,5 @@ __all__ = [
     "unchanged_on_error",
     "unit_rows",
     "validate_vectors",
+    "widened",
 ]

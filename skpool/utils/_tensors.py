@@ -12,7 +12,7 @@ from contextlib import contextmanager
 import numpy as np
 import torch
 
-__all__ = ["ArrayLike", "as_tensor", "full_float32", "numpy_or_tensor", "unit_rows"]
+__all__ = ["ArrayLike", "as_tensor", "full_float32", "numpy_or_tensor", "unit_rows", "widened"]
 
 ArrayLike = np.ndarray | torch.Tensor
 
@@ -70,13 +70,33 @@ def numpy_or_tensor(X: ArrayLike) -> tuple[torch.Tensor, Callable[[torch.Tensor]
     >>> restore(2 * tensor).dtype
     dtype('float32')
     """
-    tensor = as_tensor(X)
-    if tensor.dtype in (torch.float16, torch.bfloat16):
-        tensor = tensor.float()
+    tensor = widened(as_tensor(X))
     dtype = tensor.dtype
     if isinstance(X, torch.Tensor):
         return tensor, lambda result: result.to(dtype)
     return tensor, lambda result: result.to(dtype).cpu().numpy()
+
+
+def widened(X: torch.Tensor) -> torch.Tensor:
+    """Return X in float32 where it came in half precision.
+
+    Parameters
+    ----------
+    X : tensor
+
+    Returns
+    -------
+    X : tensor
+        The same tensor in any other type.
+
+    Examples
+    --------
+    >>> import torch
+    >>> from skpool.utils import widened
+    >>> widened(torch.ones(2, dtype=torch.float16)).dtype
+    torch.float32
+    """
+    return X.float() if X.dtype in (torch.float16, torch.bfloat16) else X
 
 
 def unit_rows(X: torch.Tensor) -> torch.Tensor:
