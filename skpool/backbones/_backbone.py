@@ -10,13 +10,13 @@ import copy
 import threading
 from collections.abc import Callable, Sequence
 
-import numpy as np
 import torch
 from PIL import Image
 from torch import nn
 
 from skpool.backbones import _glyph
 from skpool.backbones._hf import open_hf
+from skpool.backbones._image_network import ImageNetwork
 from skpool.backbones._module import open_module
 from skpool.backbones._network import Layout, Network
 from skpool.backbones._recipe import ImageRecipe
@@ -42,10 +42,11 @@ def open_glyph(name: str, recipe: ImageRecipe | None) -> Network:
         interpolation=_glyph.INTERPOLATION,
         fit="squash",
     )
-    return Network(
+    return ImageNetwork(
         module,
         recipe,
         blocks=list(module.blocks),
+        final_norm=module.norm,
         patch_size=_glyph.PATCH_SIZE,
         n_prefix_tokens=_glyph.N_PREFIX_TOKENS,
         fixed_size=True,
@@ -202,29 +203,33 @@ class Backbone:
 
     # The network behind the name.
 
-    def network(self, device: torch.device | str = "cpu") -> Network:
+    def network(self, device: torch.device | str = "cpu", *, compiled: bool = False) -> Network:
         """Return the frozen network on a device, loading it at the first call of the process.
 
         Parameters
         ----------
         device : torch.device or str, default="cpu"
+        compiled : bool, default=False
+            Whether its blocks go through `torch.compile`.
 
         Returns
         -------
         network : Network
         """
-        key = (self.spec, self._recipe, str(torch.device(device)))
+        key = (self.spec, self._recipe, str(torch.device(device)), compiled)
         with _loading:
             if key not in _loaded:
                 network = self._open()
                 network.module.to(device)
+                if compiled:
+                    network.compile()
                 _loaded[key] = network
             return _loaded[key]
 
     def _any_network(self) -> Network:
         """The facts do not depend on the device: whichever copy is loaded knows them."""
         with _loading:
-            for (spec, recipe, _), network in _loaded.items():
+            for (spec, recipe, *_), network in _loaded.items():
                 if (spec, recipe) == (self.spec, self._recipe):
                     return network
         return self.network()
@@ -249,8 +254,8 @@ class Backbone:
 
     @property
     def modality(self) -> str:
-        """What kind of samples the network reads."""
-        return "image"
+        """What kind of samples the network reads: "image" or "text"."""
+        return self._any_network().modality
 
     @property
     def layers(self) -> range:
@@ -313,12 +318,11 @@ class Backbone:
         -------
         batch : tensor of shape (n, size, size, 3), uint8
         """
-        recipe = self.recipe
-        return torch.from_numpy(np.stack([recipe.prepare(image, size) for image in samples]))
+        return self._any_network().prepare(samples, size)
 
     def forward(
-        self, batch: torch.Tensor, layers: Sequence[int] = (-1,)
-    ) -> tuple[list[torch.Tensor], None]:
+        self, batch: torch.Tensor, layers: Sequence[int] = (-1,), *, norm: str = "final"
+    ) -> tuple[list[torch.Tensor], torch.Tensor | None]:
         """Run one batch, on the device where it lies.
 
         Parameters
@@ -326,15 +330,17 @@ class Backbone:
         batch : tensor of shape (n, size, size, 3), uint8
             From `prepare`.
         layers : sequence of int, default=(-1,)
+        norm : {"final", "all", "none"}, default="final"
+            Which layers pass the network's final norm: the last alone, every one, or none.
 
         Returns
         -------
         tokens : list of tensors of shape (n, n_tokens, n_features)
             One per layer.
-        mask : None
-            Every token of an image is a real one.
+        mask : tensor of shape (n, n_tokens), bool, or None
+            True for real tokens; None where all are, as in an image.
         """
-        return self.network(batch.device).forward(batch, layers), None
+        return self.network(batch.device).forward(batch, layers, norm), None
 
 
 def _rebuild(spec: str, recipe: ImageRecipe | None) -> Backbone:
@@ -349,7 +355,7 @@ class _ModuleBackbone(Backbone):
         spec = f"module:{network.fingerprint}"
         with _loading:
             # Every unpickled copy in a process shares the first one's weights.
-            network = _loaded.setdefault((spec, recipe, "cpu"), network)
+            network = _loaded.setdefault((spec, recipe, "cpu", False), network)
         for name, value in {
             "spec": spec,
             "_recipe": recipe,

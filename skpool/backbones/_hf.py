@@ -15,7 +15,7 @@ from pathlib import Path
 import torch
 from torch import nn
 
-from skpool.backbones._network import Network
+from skpool.backbones._image_network import ImageNetwork
 from skpool.backbones._recipe import ImageRecipe
 from skpool.exceptions import BackboneError
 from skpool.utils import import_optional
@@ -120,7 +120,7 @@ def _settings(config: object) -> str:
     return json.dumps(values, sort_keys=True, default=str)
 
 
-def open_hf(name: str, recipe: ImageRecipe | None) -> Network:
+def open_hf(name: str, recipe: ImageRecipe | None) -> ImageNetwork:
     """Load a vision model of transformers.
 
     Parameters
@@ -132,7 +132,7 @@ def open_hf(name: str, recipe: ImageRecipe | None) -> Network:
 
     Returns
     -------
-    network : Network
+    network : ImageNetwork
 
     Raises
     ------
@@ -155,7 +155,7 @@ def open_hf(name: str, recipe: ImageRecipe | None) -> Network:
             return model(images, interpolate_pos_encoding=True)
         return model(images)
 
-    return Network(
+    return ImageNetwork(
         module,
         recipe,
         blocks=_trunk(module),

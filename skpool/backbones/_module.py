@@ -11,7 +11,7 @@ from types import CodeType, FunctionType
 
 from torch import nn
 
-from skpool.backbones._network import Network
+from skpool.backbones._image_network import ImageNetwork
 from skpool.backbones._recipe import ImageRecipe
 from skpool.exceptions import BackboneError
 from skpool.utils import fingerprint
@@ -71,7 +71,7 @@ def open_module(
     layer_paths: Sequence[str],
     patch_size: int | None,
     n_prefix_tokens: int | None,
-) -> Network:
+) -> ImageNetwork:
     """Freeze a module and find its layers.
 
     Parameters
@@ -85,7 +85,7 @@ def open_module(
 
     Returns
     -------
-    network : Network
+    network : ImageNetwork
     """
     try:
         blocks = [module.get_submodule(path) for path in layer_paths]
@@ -93,7 +93,7 @@ def open_module(
         raise BackboneError(
             f"layer_paths={list(layer_paths)!r}: {error}; give dotted names of submodules."
         ) from None
-    return Network(
+    return ImageNetwork(
         module,
         recipe,
         blocks=blocks,

@@ -113,10 +113,11 @@ class ImageRecipe:
         Returns
         -------
         images : tensor of shape (n, 3, height, width), float32
+            Channels last in memory, as the pixels are.
         """
 
         def per_channel(values: Sequence[float]) -> torch.Tensor:
             return torch.tensor(values, dtype=torch.float32, device=pixels.device)
 
         images = pixels.float().div_(255.0).sub_(per_channel(self.mean))
-        return images.div_(per_channel(self.std)).permute(0, 3, 1, 2).contiguous()
+        return images.div_(per_channel(self.std)).permute(0, 3, 1, 2)
