@@ -8,7 +8,7 @@ fixed function of one sample.
 
 from skpool.backbones._backbone import Backbone
 from skpool.backbones._check_frozen import check_frozen
-from skpool.backbones._network import Layout
+from skpool.backbones._network import TOKEN_NORMS, Layout
 from skpool.backbones._recipe import ImageRecipe
 
 __all__ = ["Backbone", "ImageRecipe", "Layout", "check_frozen"]

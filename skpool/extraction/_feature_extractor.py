@@ -2,16 +2,19 @@
 """The first step of a pipeline: from raw images to lazy tokens of a frozen network."""
 
 import os
+from collections.abc import Sequence
 from numbers import Integral
 
 import numpy as np
 import torch
 from sklearn.base import BaseEstimator, TransformerMixin, _fit_context
+from sklearn.callback import CallbackSupportMixin
 from sklearn.utils import Tags
 from sklearn.utils._param_validation import Interval, StrOptions
 
-from skpool.backbones import Backbone
-from skpool.extraction._backbone_source import BackboneSource, ExtractionSettings
+from skpool.backbones import TOKEN_NORMS, Backbone
+from skpool.extraction._image_source import ImageSettings, ImageSource
+from skpool.extraction._progress import Progress
 from skpool.inputs import ImageSequence
 from skpool.stores import FeatureStore, TokenArray
 from skpool.utils import ArrayLike
@@ -21,7 +24,9 @@ __all__ = ["FeatureExtractor"]
 _Auto = StrOptions({"auto"})
 
 
-class FeatureExtractor(TransformerMixin, BaseEstimator, auto_wrap_output_keys=None):
+class FeatureExtractor(
+    CallbackSupportMixin, TransformerMixin, BaseEstimator, auto_wrap_output_keys=None
+):
     """Tokens of a frozen pretrained network, computed once per image and only when needed.
 
     `transform` returns at once: the tokens are computed when a pooling streams them, batch by
@@ -32,26 +37,40 @@ class FeatureExtractor(TransformerMixin, BaseEstimator, auto_wrap_output_keys=No
     ----------
     backbone : str or Backbone, default="glyph"
         The network: ``"glyph"``, ``"hf:<name or directory>"``, or a `Backbone`.
-    layers : int, default=-1
+    layers : int or sequence of int, default=-1
         The layer whose tokens are taken: 0 is the embedding, k the output of block k, -1 the
-        network's own output.
+        network's own output. Several layers of equal width are taken in one pass and have an axis
+        of their own. The pass ends after the last one wanted.
     tokens : {"all", "patch", "cls"}, default="all"
         "all" keeps class token and registers before the patches; "patch" leaves them out; "cls"
         gives the class token alone as an array (n_samples, n_features), computed at once, and
         keeps no other token.
+    token_norm : {"final", "all", "none"}, default="final"
+        Which layers pass the final norm of a transformer: the last one alone, every one (as in
+        the evaluation of DINOv2), or none.
     image_size : int, default=None
         Side to which images are brought; None for the backbone's own.
     batch_size : int or "auto", default="auto"
         Images per pass. Halved by itself when the device is out of memory.
     device : str or "auto", default="auto"
         Where the network runs; "auto" takes a CUDA device where there is one.
-    dtype : {"auto", "float32", "float16"}, default="auto"
-        Float type of the tokens and of what is stored; "auto" is float32. On a CUDA device
-        "float16" also runs the network in half precision.
+    dtype : {"auto", "float32", "float16", "bfloat16"}, default="auto"
+        Float type of the pass. "auto" is float32. "bfloat16" runs the network in mixed precision
+        and keeps float32; "float16" keeps float16, and on a CUDA device also runs the network in
+        mixed precision.
+    compile : bool, default=False
+        Whether the blocks of the network go through `torch.compile`, which takes a minute once per
+        process and pays where the device is fast. The features are equal to rounding and kept
+        apart in a store.
     store : path or FeatureStore, default=None
         Where results are kept on disk, for this and later sessions and for several processes.
         None keeps them in the memory of this process, up to
         ``skpool.get_config()["cache_bytes"]``.
+    keep_tokens : bool or "auto", default="auto"
+        Whether tokens are kept beside the vectors that poolings make of them. "auto" keeps them in
+        a store, and in memory when the network runs on the host; tokens on another device stay
+        there until they are pooled, and a second pooling is a second pass (see
+        `skpool.model_selection.prefetch`).
     on_error : {"raise", "nan"}, default="raise"
         What an unreadable image does. All others are computed and kept in either case; then
         "raise" raises one error that names every bad image with its reason, and "nan" gives NaN
@@ -93,13 +112,16 @@ class FeatureExtractor(TransformerMixin, BaseEstimator, auto_wrap_output_keys=No
 
     _parameter_constraints: dict = {
         "backbone": [str, Backbone],
-        "layers": [Integral],
+        "layers": [Integral, "array-like"],
         "tokens": [StrOptions({"all", "patch", "cls"})],
+        "token_norm": [StrOptions(set(TOKEN_NORMS))],
         "image_size": [Interval(Integral, 1, None, closed="left"), None],
         "batch_size": [Interval(Integral, 1, None, closed="left"), _Auto],
         "device": [str, torch.device],
-        "dtype": [StrOptions({"auto", "float32", "float16"})],
+        "dtype": [StrOptions({"auto", "float32", "float16", "bfloat16"})],
+        "compile": ["boolean"],
         "store": [str, os.PathLike, FeatureStore, None],
+        "keep_tokens": ["boolean", _Auto],
         "on_error": [StrOptions({"raise", "nan"})],
         "n_workers": [Interval(Integral, 0, None, closed="left"), _Auto],
         "output": [StrOptions({"numpy", "torch"})],
@@ -109,13 +131,16 @@ class FeatureExtractor(TransformerMixin, BaseEstimator, auto_wrap_output_keys=No
         self,
         backbone: str | Backbone = "glyph",
         *,
-        layers: int = -1,
+        layers: int | Sequence[int] = -1,
         tokens: str = "all",
+        token_norm: str = "final",
         image_size: int | None = None,
         batch_size: int | str = "auto",
         device: str = "auto",
         dtype: str = "auto",
+        compile: bool = False,
         store: str | os.PathLike | FeatureStore | None = None,
+        keep_tokens: bool | str = "auto",
         on_error: str = "raise",
         n_workers: int | str = "auto",
         output: str = "numpy",
@@ -123,11 +148,14 @@ class FeatureExtractor(TransformerMixin, BaseEstimator, auto_wrap_output_keys=No
         self.backbone = backbone
         self.layers = layers
         self.tokens = tokens
+        self.token_norm = token_norm
         self.image_size = image_size
         self.batch_size = batch_size
         self.device = device
         self.dtype = dtype
+        self.compile = compile
         self.store = store
+        self.keep_tokens = keep_tokens
         self.on_error = on_error
         self.n_workers = n_workers
         self.output = output
@@ -162,8 +190,8 @@ or ImageSequence
         Returns
         -------
         tokens : TokenArray of shape (n_samples, n_tokens, n_features)
-            With `tokens="cls"` an array (or tensor, by `output`) of shape
-            (n_samples, n_features), already computed.
+            Of several layers (n_samples, n_layers, n_tokens, n_features). With `tokens="cls"` an
+            array (or tensor, by `output`) without the axis of the tokens, already computed.
 
         Raises
         ------
@@ -173,34 +201,65 @@ or ImageSequence
         """
         self._validate_params()
         settings = self._settings()
-        source = BackboneSource(ImageSequence(X), settings, self._open_store())
+        source = ImageSource(ImageSequence(X), settings, self._open_store(), Progress(self))
         self._failures = source.failures
         tokens = TokenArray(source, drop_prefix=self.tokens == "patch")
         return tokens.cls if self.tokens == "cls" else tokens
 
-    def _settings(self) -> ExtractionSettings:
+    def _settings(self) -> ImageSettings:
         backbone, device = self._backbone(), self._device()
         # Loaded where it will run, or the facts would load a second copy on the host.
-        backbone.network(device)
-        # The layer and the size are checked now, not when the first batch runs.
-        layout = backbone.layout(self.layers, self.image_size)
-        if self.tokens == "cls" and layout.n_prefix_tokens == 0:
+        network = backbone.network(device, compiled=self.compile)
+        if network.modality != "image":
             raise ValueError(
-                f"tokens='cls' needs a class token, and {backbone!r} has none; use tokens='all' "
-                "and a pooling."
+                f"{backbone!r} is a network of {network.modality}; use TextFeatureExtractor."
             )
-        return ExtractionSettings(
+        # The layers, norm and size are checked now, not when the first batch runs.
+        network.check_norm(self.token_norm)
+        self._check_layouts(backbone)
+        several = np.ndim(self.layers) == 1
+        return ImageSettings(
             backbone=backbone,
-            layer=self.layers,
+            layers=tuple(self.layers) if several else (self.layers,),
+            several=several,
+            token_norm=self.token_norm,
             image_size=self.image_size,
             batch_size=self._batch_size(device),
             device=device,
             dtype="float32" if self.dtype == "auto" else self.dtype,
+            compiled=self.compile,
             n_workers=self._n_threads(device),
-            keep_tokens=self.tokens != "cls",
+            keep_tokens=self._keeps_tokens(device),
             raise_errors=self.on_error == "raise",
             output=self.output,
         )
+
+    def _check_layouts(self, backbone: Backbone) -> None:
+        """Refuse layers that cannot stand side by side, or lack what `tokens` asks for."""
+        layers = np.atleast_1d(self.layers).tolist()
+        if not layers or not all(isinstance(layer, int) for layer in layers):
+            raise ValueError(
+                f"layers={self.layers!r} is not valid; give one or more whole numbers."
+            )
+        layouts = [backbone.layout(layer, self.image_size) for layer in layers]
+        if len(set(layouts)) > 1:
+            shapes = [(layout.n_tokens, layout.n_features) for layout in layouts]
+            raise ValueError(
+                f"layers={self.layers} of {backbone!r} have tokens of unequal shapes {shapes}; use "
+                "one extractor per layer, each with its pooling, in a FeatureUnion."
+            )
+        if self.tokens == "cls" and layouts[0].cls_index is None:
+            raise ValueError(
+                f"tokens='cls' needs a class token, and {backbone!r} has none; use tokens='all' "
+                "and a pooling."
+            )
+
+    def _keeps_tokens(self, device: str) -> bool:
+        if self.tokens == "cls":
+            return False
+        if self.keep_tokens == "auto":
+            return self.store is not None or device == "cpu"
+        return self.keep_tokens
 
     def _backbone(self) -> Backbone:
         return self.backbone if isinstance(self.backbone, Backbone) else Backbone(self.backbone)
@@ -252,7 +311,8 @@ or ImageSequence
         -------
         names : ndarray of str
         """
-        width = self._backbone().layout(self.layers, self.image_size).n_features
+        layer = np.atleast_1d(self.layers).tolist()[-1]
+        width = self._backbone().layout(layer, self.image_size).n_features
         return np.array([f"featureextractor{i}" for i in range(width)], dtype=object)
 
     def set_output(self, *, transform=None) -> "FeatureExtractor":

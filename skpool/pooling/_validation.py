@@ -80,6 +80,11 @@ def validate_tokens(estimator: BaseEstimator, X: object, *, reset: bool) -> Toke
             X = validate_vectors(estimator, X, reset=reset)
             return TokenArray.from_array(X[:, None])
         X = _wrap(X, type(estimator).__name__)
+    if X.ndim == 4:
+        raise ValueError(
+            f"X holds tokens of {X.n_layers} layers; {type(estimator).__name__} pools one layer: "
+            "use LayerAggregator, or X.layer(i)."
+        )
     if 0 in X.shape:
         raise ValueError(
             f"Found array with {len(X)} sample(s) of shape {X.shape[1:]} while a minimum of 1 "

@@ -28,6 +28,8 @@ class TokenBatch(NamedTuple):
     positions : ndarray of shape (batch,)
         Which of the rows asked for these are.
     tokens : tensor of shape (batch, n_tokens, n_features)
+        Of several layers (batch, n_layers, n_tokens, n_features). Ragged tokens are as many as
+        the longest of the batch has.
     mask : tensor of shape (batch, n_tokens), bool, or None
         True for real tokens; None where all are.
     """
@@ -78,8 +80,8 @@ class RowSource:
     Attributes
     ----------
     n_rows : int
-    row_shape : tuple of 2 ints
-        (n_tokens, n_features).
+    row_shape : tuple of 2 or 3 ints
+        (n_tokens, n_features), after the number of layers where there are several.
     dtype : numpy dtype
     n_prefix_tokens : int
     grid : tuple of 2 ints or None
@@ -88,11 +90,16 @@ class RowSource:
     """
 
     n_rows: int
-    row_shape: tuple[int, int]
+    row_shape: tuple[int, ...]
     dtype: np.dtype
     in_memory: bool = False
     n_prefix_tokens: int = 0
     grid: tuple[int, int] | None = None
+
+    @property
+    def cls_index(self) -> int | None:
+        """Position of the class token: the first of the prefix tokens."""
+        return 0 if self.n_prefix_tokens else None
 
     def stream(self, rows: np.ndarray, batch_size: int | None = None) -> Iterator[TokenBatch]:
         """Yield the rows in batches, in the order in which they are ready."""
@@ -101,6 +108,10 @@ class RowSource:
     def mask(self, rows: np.ndarray) -> np.ndarray | None:
         """Real tokens of the rows, (len(rows), n_tokens) bool, or None where all are."""
         return None
+
+    def one_layer(self, place: int) -> "RowSource":
+        """The tokens of one of several layers."""
+        raise NotImplementedError
 
     def reduce(
         self,
@@ -141,6 +152,15 @@ class ArraySource(RowSource):
     def mask(self, rows: np.ndarray) -> np.ndarray | None:
         """Real tokens of the rows."""
         return None if self.row_mask is None else as_tensor(self.row_mask).cpu().numpy()[rows]
+
+    def one_layer(self, place: int) -> "ArraySource":
+        """The tokens of one of several layers, a view."""
+        return ArraySource(
+            self.values[:, place],
+            mask=self.row_mask,
+            n_prefix_tokens=self.n_prefix_tokens,
+            grid=self.grid,
+        )
 
     def stream(self, rows: np.ndarray, batch_size: int | None = None) -> Iterator[TokenBatch]:
         """Yield the rows in order; neighbouring rows are views, not copies."""

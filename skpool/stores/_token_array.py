@@ -26,14 +26,11 @@ from skpool.utils import fingerprint as fingerprint_of
 __all__ = ["TokenArray"]
 
 
-def _select_cls(tokens: torch.Tensor, mask: torch.Tensor | None) -> torch.Tensor:
-    return tokens[:, 0]
-
-
 class TokenArray:
     """Lazy array of tokens, (n_samples, n_tokens, n_features).
 
-    Made by `FeatureExtractor.transform`, or by `from_array`, `from_list` and `from_map`.
+    Made by `FeatureExtractor.transform`, or by `from_array`, `from_list` and `from_map`. Tokens of
+    several layers have a second axis for them, (n_samples, n_layers, n_tokens, n_features).
 
     Parameters
     ----------
@@ -46,14 +43,16 @@ class TokenArray:
 
     Attributes
     ----------
-    shape : tuple of 3 ints
+    shape : tuple of 3 or 4 ints
     ndim : int
-        3.
+        3, or 4 for several layers.
     dtype : numpy dtype
     n_prefix_tokens : int
         Leading tokens that are no patches (class token and registers).
     cls_index : int or None
         Position of the class token, the first of the prefix tokens.
+    n_layers : int or None
+        Layers of the second axis; None where there is one layer and no axis for it.
     grid : tuple of 2 ints or None
         Rows and columns of the patches, which follow row by row.
     in_memory : bool
@@ -104,18 +103,36 @@ class TokenArray:
             raise ValueError(
                 f"X has shape {tuple(X.shape)}; tokens have (n_samples, n_tokens, n_features)."
             )
-        if not 0 <= n_prefix_tokens <= X.shape[1]:
+        return cls(_array_source(X, mask, n_prefix_tokens, grid))
+
+    @classmethod
+    def from_layers(
+        cls,
+        X: ArrayLike,
+        *,
+        mask: ArrayLike | None = None,
+        n_prefix_tokens: int = 0,
+        grid: tuple[int, int] | None = None,
+    ) -> "TokenArray":
+        """Wrap tokens of several layers that are there already.
+
+        Parameters
+        ----------
+        X : ndarray, memmap or tensor of shape (n_samples, n_layers, n_tokens, n_features)
+        mask, n_prefix_tokens, grid
+            As in `from_array`; the same for all layers.
+
+        Returns
+        -------
+        tokens : TokenArray
+        """
+        X = _as_floats(X)
+        if X.ndim != 4:
             raise ValueError(
-                f"n_prefix_tokens={n_prefix_tokens} must lie between 0 and the {X.shape[1]} tokens "
-                "of a sample."
+                f"X has shape {tuple(X.shape)}; tokens of several layers have (n_samples, "
+                "n_layers, n_tokens, n_features)."
             )
-        if grid is not None and grid[0] * grid[1] != X.shape[1] - n_prefix_tokens:
-            raise ValueError(
-                f"grid={tuple(grid)} does not hold the {X.shape[1] - n_prefix_tokens} tokens after "
-                f"n_prefix_tokens={n_prefix_tokens}."
-            )
-        mask = None if mask is None else _check_mask(mask, tuple(X.shape[:2]))
-        return cls(ArraySource(X, mask=mask, n_prefix_tokens=n_prefix_tokens, grid=grid))
+        return cls(_array_source(X, mask, n_prefix_tokens, grid))
 
     @classmethod
     def from_list(cls, X: Sequence[ArrayLike]) -> "TokenArray":
@@ -172,15 +189,15 @@ class TokenArray:
     # What makes it an array to scikit-learn.
 
     @property
-    def shape(self) -> tuple[int, int, int]:
-        """Samples, tokens, features."""
-        n_tokens, n_features = self._source.row_shape
-        return len(self._rows), n_tokens - self._first, n_features
+    def shape(self) -> tuple[int, ...]:
+        """Samples, (layers,) tokens, features."""
+        *layers, n_tokens, n_features = self._source.row_shape
+        return len(self._rows), *layers, n_tokens - self._first, n_features
 
     @property
     def ndim(self) -> int:
         """Number of axes."""
-        return 3
+        return len(self._source.row_shape) + 1
 
     @property
     def dtype(self) -> np.dtype:
@@ -200,7 +217,7 @@ class TokenArray:
 
     def __getitem__(self, key: object) -> "TokenArray | np.ndarray":
         if isinstance(key, tuple):
-            if not 1 <= len(key) <= 3 or not all(_is_everything(part) for part in key[1:]):
+            if not 1 <= len(key) <= self.ndim or not all(_is_everything(part) for part in key[1:]):
                 raise IndexError("A TokenArray is indexed by samples; use np.asarray first.")
             key = key[0]
         rows = self._rows[key]
@@ -221,8 +238,11 @@ class TokenArray:
         if copy is False:
             raise ValueError("A lazy TokenArray cannot become an array without a copy.")
         out = np.full(self.shape, np.nan, dtype=self.dtype)
-        for positions, tokens, _ in self.iter_batches():
-            out[positions] = as_array(tokens)
+        for positions, tokens, mask in self.iter_batches():
+            if mask is not None:
+                # Padding that nobody computed.
+                out[positions] = 0
+            out[positions, ..., : tokens.shape[-2], :] = as_array(tokens)
         return out if dtype is None else out.astype(dtype, copy=False)
 
     # What tokens have beside their values.
@@ -240,7 +260,29 @@ class TokenArray:
     @property
     def cls_index(self) -> int | None:
         """Position of the class token."""
-        return 0 if self.n_prefix_tokens else None
+        return None if self._first else self._source.cls_index
+
+    @property
+    def n_layers(self) -> int | None:
+        """Layers of the second axis."""
+        return self.shape[1] if self.ndim == 4 else None
+
+    def layer(self, place: int) -> "TokenArray":
+        """The tokens of one of several layers, as lazy as before.
+
+        Parameters
+        ----------
+        place : int
+            Position on the axis of the layers; negative ones count from its end.
+
+        Returns
+        -------
+        tokens : TokenArray of shape (n_samples, n_tokens, n_features)
+        """
+        if self.n_layers is None:
+            raise ValueError("These tokens are of one layer; give several to `layers`.")
+        place = range(self.n_layers)[place]
+        return TokenArray(self._source.one_layer(place), self._rows, drop_prefix=bool(self._first))
 
     @property
     def grid(self) -> tuple[int, int] | None:
@@ -260,17 +302,31 @@ class TokenArray:
 
     @property
     def cls(self) -> ArrayLike:
-        """The class token of every sample, (n_samples, n_features)."""
-        if self.cls_index is None:
-            raise ValueError("These tokens have no class token (n_prefix_tokens is 0).")
-        return self.reduce(_select_cls, fingerprint="cls")
+        """The class token of every sample, (n_samples, (n_layers,) n_features)."""
+        index = self.cls_index
+        if index is None:
+            raise ValueError("These tokens have no class token.")
+        return self.reduce(lambda tokens, mask: tokens[..., index, :], fingerprint="cls")
+
+    @property
+    def registers(self) -> np.ndarray:
+        """The prefix tokens beside the class token, (n_samples, (n_layers,) n_registers, d)."""
+        start = 0 if self.cls_index is None else 1
+        stop = self.n_prefix_tokens
+        if start >= stop:
+            raise ValueError("These tokens have no registers.")
+        n = stop - start
+        flat = self.reduce(
+            lambda tokens, mask: tokens[..., start:stop, :].flatten(1), fingerprint="registers"
+        )
+        return flat.reshape(len(self), *self.shape[1:-2], n, self.shape[-1])
 
     def to_map(self) -> np.ndarray:
         """The patches on their grid, (n_samples, height, width, n_features)."""
-        if self.grid is None:
-            raise ValueError("These tokens have no grid.")
+        if self.grid is None or self.ndim == 4:
+            raise ValueError("These tokens have no grid, or are of several layers: take `layer`.")
         patches = np.asarray(self.patches)
-        return patches.reshape(len(self), *self.grid, self.shape[2])
+        return patches.reshape(len(self), *self.grid, self.shape[-1])
 
     # How consumers read it.
 
@@ -291,7 +347,7 @@ class TokenArray:
         """
         for positions, tokens, mask in self._source.stream(self._rows, batch_size):
             mask = None if mask is None else mask[:, self._first :]
-            yield TokenBatch(positions, tokens[:, self._first :], mask)
+            yield TokenBatch(positions, tokens[..., self._first :, :], mask)
 
     def reduce(
         self,
@@ -318,17 +374,45 @@ class TokenArray:
         vectors : ndarray of shape (n_samples, n_out)
             A tensor where the tokens were given as a tensor. Unreadable rows are NaN.
         """
-        first = self._first
-        if first:
-            whole, name = function, fingerprint
-
-            def function(tokens: torch.Tensor, mask: torch.Tensor | None) -> torch.Tensor:
-                return whole(tokens[:, first:], None if mask is None else mask[:, first:])
-
-            fingerprint = None if name is None else fingerprint_of(name, first)
+        function, fingerprint = self.on_source(function, fingerprint)
         return self._source.reduce(
             self._rows, function, fingerprint=fingerprint, batch_size=batch_size
         )
+
+    def on_source(
+        self, function: Reduction, fingerprint: str | None
+    ) -> tuple[Reduction, str | None]:
+        """The same function for tokens that still have the prefix, and its fingerprint."""
+        first = self._first
+        if not first:
+            return function, fingerprint
+
+        def whole(tokens: torch.Tensor, mask: torch.Tensor | None) -> torch.Tensor:
+            return function(tokens[..., first:, :], None if mask is None else mask[:, first:])
+
+        return whole, None if fingerprint is None else fingerprint_of(fingerprint, first)
+
+
+def _array_source(
+    X: ArrayLike,
+    mask: ArrayLike | None,
+    n_prefix_tokens: int,
+    grid: tuple[int, int] | None,
+) -> ArraySource:
+    """Check what is said about tokens against their number."""
+    n_tokens = X.shape[-2]
+    if not 0 <= n_prefix_tokens <= n_tokens:
+        raise ValueError(
+            f"n_prefix_tokens={n_prefix_tokens} must lie between 0 and the {n_tokens} tokens "
+            "of a sample."
+        )
+    if grid is not None and grid[0] * grid[1] != n_tokens - n_prefix_tokens:
+        raise ValueError(
+            f"grid={tuple(grid)} does not hold the {n_tokens - n_prefix_tokens} tokens after "
+            f"n_prefix_tokens={n_prefix_tokens}."
+        )
+    mask = None if mask is None else _check_mask(mask, (X.shape[0], n_tokens))
+    return ArraySource(X, mask=mask, n_prefix_tokens=n_prefix_tokens, grid=grid)
 
 
 def _is_everything(key: object) -> bool:

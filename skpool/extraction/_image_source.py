@@ -1,0 +1,137 @@
+# SPDX-License-Identifier: BSD-3-Clause
+"""Images through a frozen network: decoded in threads ahead of the device, run batch by batch."""
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from functools import cached_property
+
+import numpy as np
+import torch
+
+from skpool.backbones import Layout
+from skpool.extraction._exchange import Chunks
+from skpool.extraction._network_source import NetworkSource, PassSettings
+from skpool.extraction._progress import Progress
+from skpool.extraction._spaces import Rows
+from skpool.extraction._threads import map_ahead
+from skpool.inputs import DecodeError, ImageSequence
+from skpool.stores import FeatureStore
+from skpool.utils import fingerprint
+
+__all__ = ["ImageSettings", "ImageSource"]
+
+# A task for a thread is a few images, or handing it over costs more than a small image's work.
+_IMAGES_PER_TASK = 8
+
+
+@dataclass(frozen=True, kw_only=True)
+class ImageSettings(PassSettings):
+    """How a pass over images is run."""
+
+    image_size: int | None
+    n_workers: int
+
+
+def _tasks(chunks: Chunks) -> Iterator[np.ndarray]:
+    """Some images for one thread at a time; an empty chunk is a task too."""
+    for rows in chunks:
+        yield from np.array_split(rows, max(1, -(-len(rows) // _IMAGES_PER_TASK)))
+
+
+class ImageSource(NetworkSource):
+    """The tokens of a sequence of images."""
+
+    settings: ImageSettings
+
+    def __init__(
+        self,
+        images: ImageSequence,
+        settings: ImageSettings,
+        store: FeatureStore | None,
+        progress: Progress | None = None,
+    ):
+        super().__init__(len(images), settings, store, progress)
+        self.images = images
+
+    # Facts, which load the network at first use.
+
+    @property
+    def layout(self) -> Layout:
+        """Numbers of tokens and features, prefix and grid of the last of the layers."""
+        s = self.settings
+        return s.backbone.layout(s.layers[-1], s.image_size)
+
+    @property
+    def _tokens_shape(self) -> tuple[int, int]:
+        return self.layout.n_tokens, self.layout.n_features
+
+    @property
+    def n_prefix_tokens(self) -> int:
+        """Leading tokens that are no patches."""
+        return self.layout.n_prefix_tokens
+
+    @property
+    def cls_index(self) -> int | None:
+        """Position of the class token."""
+        return self.layout.cls_index
+
+    @property
+    def grid(self) -> tuple[int, int] | None:
+        """Rows and columns of the patches."""
+        return self.layout.grid
+
+    def _space_of(self, layer: int) -> str:
+        s = self.settings
+        size = s.image_size or s.backbone.recipe.input_size
+        index = s.backbone.layers[layer]
+        unusual = (*self._norm_name(layer), *self._variant())
+        return fingerprint("tokens", s.backbone.fingerprint, index, size, self.dtype.name, *unusual)
+
+    def _name(self, row: int) -> str:
+        return self.images.name(row)
+
+    @cached_property
+    def _keyed(self) -> tuple[np.ndarray, np.ndarray]:
+        keys, failures = self.images.keys()
+        for row, reason in failures.items():
+            self.failures[row] = (self.images.name(row), reason)
+        return keys, np.array(sorted(failures), dtype=np.int64)
+
+    # The pass.
+
+    def _run(self, rows: Chunks) -> Iterator[Rows]:
+        s = self.settings
+        ahead = max(2 * s.n_workers, -(-2 * s.batch_size // _IMAGES_PER_TASK))
+        pending: list[tuple[int, np.ndarray]] = []
+        for part in map_ahead(self._load, _tasks(rows), n_workers=s.n_workers, ahead=ahead):
+            pending += part
+            while len(pending) >= s.batch_size:
+                yield self._run_batch(pending[: s.batch_size])
+                pending = pending[s.batch_size :]
+            if not part:
+                yield Rows.none()
+        if pending:
+            yield self._run_batch(pending)
+
+    def _load(self, rows: np.ndarray) -> list[tuple[int, np.ndarray]]:
+        """Decode and crop some images; unreadable ones are remembered and left out."""
+        recipe, size = self.settings.backbone.recipe, self.settings.image_size
+        pixels = []
+        for row in rows.tolist():
+            try:
+                pixels.append((row, recipe.prepare(self.images.load(row), size)))
+                # A file that was repaired since the last pass.
+                self.failures.pop(row, None)
+            except DecodeError as error:
+                self.failures[row] = (error.name, error.reason)
+        return pixels
+
+    def _run_batch(self, pending: list[tuple[int, np.ndarray]]) -> Rows:
+        rows = np.array([row for row, _ in pending])
+        batch = torch.from_numpy(np.stack([pixels for _, pixels in pending]))
+        return Rows(rows, self._forward(lambda i, j: self._layers(batch[i:j]), len(rows)))
+
+    def _layers(self, batch: torch.Tensor) -> list[torch.Tensor]:
+        s = self.settings
+        network = s.backbone.network(s.device, compiled=s.compiled)
+        return network.forward(batch.to(s.device), s.layers, s.token_norm)
