@@ -59,4 +59,6 @@ def token_backbone(seed: int = 0) -> Backbone:
 
 def counting_backbone(path: Path) -> Backbone:
     """The same, which counts the images in a file."""
-    return Backbone.from_module(CountingNet(path), recipe=RECIPE, patch_size=4)
+    return Backbone.from_module(
+        CountingNet(path), recipe=RECIPE, layer_paths=["blocks.0", "blocks.1"], patch_size=4
+    )

@@ -31,6 +31,7 @@ ALLOWED = {
     "stores": LEAVES,
     "extraction": LEAVES | {"inputs", "backbones", "stores"},
     "pooling": LEAVES | {"stores"},
+    "model_selection": LEAVES | {"stores"},
     "base": LEAVES,
     "preprocessing": ESTIMATORS,
     "prototypes": ESTIMATORS,

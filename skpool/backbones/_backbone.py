@@ -27,7 +27,7 @@ __all__ = ["SOURCES", "Backbone"]
 
 # What is computed for a sample also depends on our own preprocessing: a change of its results
 # must raise this number, so that no store serves the features of an older rule.
-_PREPROCESSING = 1
+_PREPROCESSING = 2
 
 
 def open_glyph(name: str, recipe: ImageRecipe | None) -> Network:
@@ -244,7 +244,7 @@ class Backbone:
         """Hash of weights, preprocessing and layer naming."""
         content = self._any_network().fingerprint
         r = self.recipe
-        parts = (r.input_size, r.mean, r.std, r.crop_pct, r.interpolation, r.fit)
+        parts = (r.input_size, r.mean, r.std, r.crop_pct, r.interpolation, r.fit, r.draft)
         return fingerprint(_PREPROCESSING, content, parts)
 
     @property

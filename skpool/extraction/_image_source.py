@@ -116,10 +116,11 @@ class ImageSource(NetworkSource):
     def _load(self, rows: np.ndarray) -> list[tuple[int, np.ndarray]]:
         """Decode and crop some images; unreadable ones are remembered and left out."""
         recipe, size = self.settings.backbone.recipe, self.settings.image_size
+        enough = recipe.enough(size)
         pixels = []
         for row in rows.tolist():
             try:
-                pixels.append((row, recipe.prepare(self.images.load(row), size)))
+                pixels.append((row, recipe.prepare(self.images.load(row, at_least=enough), size)))
                 # A file that was repaired since the last pass.
                 self.failures.pop(row, None)
             except DecodeError as error:

@@ -145,19 +145,29 @@ class NetworkSource(RowSource):
         part._whole, part._place = self, place
         return part
 
-    def with_layers(self, layers: tuple[int, ...], *, several: bool = True) -> "NetworkSource":
-        """The same samples under other layers."""
+    @property
+    def layers(self) -> tuple[int, ...]:
+        """Which layers there are."""
+        return self.settings.layers
+
+    def with_layers(
+        self, layers: tuple[int, ...], *, several: bool = True, keep_tokens: bool = True
+    ) -> "NetworkSource":
+        """The same samples under other layers, keeping tokens if this source does."""
         # Also computes the keys, which both then share.
         _ = self._keyed
         other = copy.copy(self)
-        other.settings = replace(self.settings, layers=layers, several=several)
+        keep_tokens = keep_tokens and self.settings.keep_tokens
+        other.settings = replace(
+            self.settings, layers=layers, several=several, keep_tokens=keep_tokens
+        )
         other._whole = None
         return other
 
     @property
     def pass_key(self) -> str:
         """Equal for sources whose tokens one pass can give."""
-        s = replace(self.settings, layers=(), several=False)
+        s = replace(self.settings, layers=(), several=False, keep_tokens=False)
         return fingerprint(type(self).__name__, repr(s), id(self.store), self._keys.tobytes())
 
     # The verbs of a source.

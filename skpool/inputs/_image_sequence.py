@@ -191,11 +191,19 @@ class _Base:
             raise DecodeError(source.reason)
         return source
 
+    def load(self, row: int, at_least: int | None) -> Image.Image:
+        limit = get_config()["max_pixels"]
+        return decode_image(self.source(row), max_pixels=limit, at_least=at_least)
+
     def name(self, row: int) -> str:
         source = self.sources[row]
         if isinstance(source, str):
             return source
         return f"X[{row if self.positions is None else self.positions[row]}]"
+
+    def rekeyed(self, key: str) -> "_Base":
+        """Return a base of the same samples, whose files are known in another way."""
+        return _Base(self.sources, key=key, positions=self.positions)
 
     def keys(self, rows: np.ndarray) -> tuple[np.ndarray, dict[int, str]]:
         """Return the keys of some rows, and the reasons of those that have none."""
@@ -304,8 +312,7 @@ class ImageSequence:
             return
         self._base, self._rows = samples._base, samples._rows
         if key == "content" and samples.key != "content":
-            base = samples._base
-            self._base = _Base(base.sources, key=key, positions=base.positions)
+            self._base = self._base.rekeyed(key)
 
     @property
     def shape(self) -> tuple[int]:
@@ -373,13 +380,15 @@ class ImageSequence:
         """
         return self._base.name(self._row(i))
 
-    def load(self, i: int) -> Image.Image:
+    def load(self, i: int, *, at_least: int | None = None) -> Image.Image:
         """Decode one sample by the rules of :func:`decode_image`.
 
         Parameters
         ----------
         i : int
             Position in this view; negative from the end.
+        at_least : int, default=None
+            Sides in pixels above which a JPEG need not be decoded in full.
 
         Returns
         -------
@@ -394,8 +403,7 @@ class ImageSequence:
         """
         row = self._row(i)
         try:
-            source = self._base.source(row)
-            return decode_image(source, max_pixels=get_config()["max_pixels"])
+            return self._base.load(row, at_least)
         except DecodeError as error:
             raise DecodeError(error.reason, self._base.name(row)) from error
 

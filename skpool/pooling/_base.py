@@ -21,7 +21,7 @@ from sklearn.utils._param_validation import Interval, StrOptions
 
 from skpool import __version__
 from skpool.pooling._validation import validate_tokens
-from skpool.stores import Reduction, TokenArray
+from skpool.stores import Job, Reduction, TokenArray
 from skpool.utils import ArrayLike, all_finite, fingerprint
 
 __all__ = ["BasePooling"]
@@ -107,6 +107,25 @@ class BasePooling(ClassNamePrefixFeaturesOutMixin, TransformerMixin, BaseEstimat
         return plan.tokens.reduce(
             self._guarded(plan), fingerprint=self._fingerprint(), batch_size=self.batch_size
         )
+
+    def job(self, X: TokenArray) -> Job | None:
+        """What `transform` would compute of lazy tokens, to be done together with other poolings.
+
+        Parameters
+        ----------
+        X : TokenArray
+
+        Returns
+        -------
+        job : Job, or None
+            None where no store could keep the result: the pooling learns from tokens, or its
+            parameters do not say all, as with a callable.
+        """
+        name = self._fingerprint()
+        if self.__sklearn_tags__().requires_fit or name is None:
+            return None
+        plan = self._plan(X)
+        return plan.tokens.job(self._guarded(plan), name)
 
     def _plan(self, tokens: TokenArray) -> Plan:
         """Check the parameters against the tokens, and that there is something to pool."""

@@ -5,7 +5,7 @@ from skpool.stores._feature_store import FeatureStore
 from skpool.stores._memory_cache import MemoryCache, default_cache
 from skpool.stores._protocol import BUSY, FREE, HELD, MINE
 from skpool.stores._row_source import ArraySource, Reduction, RowSource, TokenBatch, assemble
-from skpool.stores._token_array import TokenArray
+from skpool.stores._token_array import Job, TokenArray, keep_together
 
 __all__ = [
     "BUSY",
@@ -14,6 +14,7 @@ __all__ = [
     "MINE",
     "ArraySource",
     "FeatureStore",
+    "Job",
     "MemoryCache",
     "Reduction",
     "RowSource",
@@ -21,4 +22,5 @@ __all__ = [
     "TokenBatch",
     "assemble",
     "default_cache",
+    "keep_together",
 ]

@@ -8,6 +8,7 @@ a fold is a view, and nothing is computed or copied before a pooling streams it.
 
 from collections.abc import Iterator, Sequence
 from functools import reduce
+from typing import NamedTuple
 
 import numpy as np
 import torch
@@ -23,7 +24,7 @@ from skpool.stores._row_source import (
 from skpool.utils import ArrayLike, as_tensor
 from skpool.utils import fingerprint as fingerprint_of
 
-__all__ = ["TokenArray"]
+__all__ = ["Job", "TokenArray", "keep_together"]
 
 
 class TokenArray:
@@ -303,10 +304,15 @@ class TokenArray:
     @property
     def cls(self) -> ArrayLike:
         """The class token of every sample, (n_samples, (n_layers,) n_features)."""
+        function, name = self._cls()
+        return self.reduce(function, fingerprint=name)
+
+    def _cls(self) -> tuple[Reduction, str]:
+        """What takes the class token, and its name in stores."""
         index = self.cls_index
         if index is None:
             raise ValueError("These tokens have no class token.")
-        return self.reduce(lambda tokens, mask: tokens[..., index, :], fingerprint="cls")
+        return lambda tokens, mask: tokens[..., index, :], "cls"
 
     @property
     def registers(self) -> np.ndarray:
@@ -379,6 +385,22 @@ class TokenArray:
             self._rows, function, fingerprint=fingerprint, batch_size=batch_size
         )
 
+    def job(self, function: Reduction | None = None, fingerprint: str | None = None) -> "Job":
+        """Something to be computed of the tokens, to be done together with other jobs.
+
+        Parameters
+        ----------
+        function, fingerprint
+            As in `reduce`; without a function, the class token is taken.
+
+        Returns
+        -------
+        job : Job
+        """
+        if function is None:
+            function, fingerprint = self._cls()
+        return Job(self._source, *self.on_source(function, fingerprint))
+
     def on_source(
         self, function: Reduction, fingerprint: str | None
     ) -> tuple[Reduction, str | None]:
@@ -391,6 +413,49 @@ class TokenArray:
             return function(tokens[..., first:, :], None if mask is None else mask[:, first:])
 
         return whole, None if fingerprint is None else fingerprint_of(fingerprint, first)
+
+
+class Job(NamedTuple):
+    """A vector of every sample of a source, and its name in the store."""
+
+    source: RowSource
+    function: Reduction
+    fingerprint: str | None
+
+
+def keep_together(jobs: Sequence[Job], *, keep_tokens: bool) -> int:
+    """Compute several vectors of the same samples in as few passes as possible, and keep them.
+
+    Parameters
+    ----------
+    jobs : sequence of Job
+        Of sources that compute their rows. Those under the same network and samples share a pass,
+        whatever their layers.
+    keep_tokens : bool
+        Whether tokens are kept too, as the extractor would.
+
+    Returns
+    -------
+    n_passes : int
+        Passes of a network over those samples that were not stored.
+    """
+    groups: dict[str, list[Job]] = {}
+    for job in jobs:
+        groups.setdefault(job.source.pass_key, []).append(job)
+    n_passes = 0
+    for group in groups.values():
+        layers = tuple(dict.fromkeys(layer for job in group for layer in job.source.layers))
+        source = group[0].source.with_layers(layers, keep_tokens=keep_tokens)
+        parts = {
+            (job.source.layers, job.fingerprint): (
+                layers.index(job.source.layers[0]),
+                job.function,
+                job.fingerprint,
+            )
+            for job in group
+        }
+        n_passes += source.keep_reductions(list(parts.values())) > 0
+    return n_passes
 
 
 def _array_source(
