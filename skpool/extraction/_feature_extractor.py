@@ -51,7 +51,8 @@ class FeatureExtractor(
     image_size : int, default=None
         Side to which images are brought; None for the backbone's own.
     batch_size : int or "auto", default="auto"
-        Images per pass. Halved by itself when the device is out of memory.
+        Images per pass. "auto" takes 16 images of 224 pixels on the host and 128 on another device,
+        more of smaller and fewer of larger ones. Halved by itself when the device is out of memory.
     device : str or "auto", default="auto"
         Where the network runs; "auto" takes a CUDA device where there is one.
     dtype : {"auto", "float32", "float16", "bfloat16"}, default="auto"
@@ -224,7 +225,7 @@ or ImageSequence
             several=several,
             token_norm=self.token_norm,
             image_size=self.image_size,
-            batch_size=self._batch_size(device),
+            batch_size=self._batch_size(device, self.image_size or backbone.recipe.input_size),
             device=device,
             dtype="float32" if self.dtype == "auto" else self.dtype,
             compiled=self.compile,
@@ -281,10 +282,12 @@ or ImageSequence
             ) from None
         return str(self.device)
 
-    def _batch_size(self, device: str) -> int:
+    def _batch_size(self, device: str, side: int) -> int:
+        """As many pixels as keep the device busy; more would only take memory."""
         if self.batch_size != "auto":
             return self.batch_size
-        return 128 if device.startswith("cuda") else 16
+        images = 128 if device.startswith("cuda") else 16
+        return int(np.clip(images * 224**2 // side**2, 1, 8 * images))
 
     def _n_threads(self, device: str) -> int:
         if self.n_workers != "auto":

@@ -38,6 +38,18 @@ def _tasks(chunks: Chunks) -> Iterator[np.ndarray]:
         yield from np.array_split(rows, max(1, -(-len(rows) // _IMAGES_PER_TASK)))
 
 
+def _stacked(pending: list[tuple[int, np.ndarray]]) -> tuple[np.ndarray, torch.Tensor]:
+    rows = np.array([row for row, _ in pending])
+    return rows, torch.from_numpy(np.stack([pixels for _, pixels in pending]))
+
+
+def _sent(batch: torch.Tensor, device: str) -> torch.Tensor:
+    """A batch on the device; to a GPU it is copied while the host goes on."""
+    if torch.device(device).type == "cuda":
+        return batch.pin_memory().to(device, non_blocking=True)
+    return batch.to(device)
+
+
 class ImageSource(NetworkSource):
     """The tokens of a sequence of images."""
 
@@ -100,18 +112,33 @@ class ImageSource(NetworkSource):
     # The pass.
 
     def _run(self, rows: Chunks) -> Iterator[Rows]:
+        """Forward passes, with the next batch always on its way to the device."""
+        ready: tuple[np.ndarray, torch.Tensor] | None = None
+        for batch in self._batches(rows):
+            if batch is None:
+                yield Rows.none()
+                continue
+            ahead = batch[0], _sent(batch[1], self.settings.device)
+            if ready is not None:
+                yield self._run_batch(*ready)
+            ready = ahead
+        if ready is not None:
+            yield self._run_batch(*ready)
+
+    def _batches(self, rows: Chunks) -> Iterator[tuple[np.ndarray, torch.Tensor] | None]:
+        """Rows and their pixels, decoded in threads; None for an empty chunk."""
         s = self.settings
         ahead = max(2 * s.n_workers, -(-2 * s.batch_size // _IMAGES_PER_TASK))
         pending: list[tuple[int, np.ndarray]] = []
         for part in map_ahead(self._load, _tasks(rows), n_workers=s.n_workers, ahead=ahead):
             pending += part
             while len(pending) >= s.batch_size:
-                yield self._run_batch(pending[: s.batch_size])
+                yield _stacked(pending[: s.batch_size])
                 pending = pending[s.batch_size :]
             if not part:
-                yield Rows.none()
+                yield None
         if pending:
-            yield self._run_batch(pending)
+            yield _stacked(pending)
 
     def _load(self, rows: np.ndarray) -> list[tuple[int, np.ndarray]]:
         """Decode and crop some images; unreadable ones are remembered and left out."""
@@ -127,12 +154,10 @@ class ImageSource(NetworkSource):
                 self.failures[row] = (error.name, error.reason)
         return pixels
 
-    def _run_batch(self, pending: list[tuple[int, np.ndarray]]) -> Rows:
-        rows = np.array([row for row, _ in pending])
-        batch = torch.from_numpy(np.stack([pixels for _, pixels in pending]))
+    def _run_batch(self, rows: np.ndarray, batch: torch.Tensor) -> Rows:
         return Rows(rows, self._forward(lambda i, j: self._layers(batch[i:j]), len(rows)))
 
     def _layers(self, batch: torch.Tensor) -> list[torch.Tensor]:
         s = self.settings
         network = s.backbone.network(s.device, compiled=s.compiled)
-        return network.forward(batch.to(s.device), s.layers, s.token_norm)
+        return network.forward(batch, s.layers, s.token_norm)
