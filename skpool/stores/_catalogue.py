@@ -36,14 +36,15 @@ class Catalogue:
         self.excluded: set[int] = set()
         self.blocks: dict[int, BlockInfo] = {}
         self._kinds: dict[str, tuple] = {}
+        # Blocks that are no longer served, till the session has closed their files.
+        self.gone: set[int] = set()
 
     def refresh(self, space: str) -> list[tuple[int, str]]:
         """Read what others have added or dropped; return id and file of damaged index rows."""
         newest, drops = self._index.state()
         if drops != self._drops:
             self._drops = drops
-            for known in (self._maps, self._seen, self.blocks, self._kinds):
-                known.clear()
+            self._remove_dropped()
         seen = self._seen.get(space, 0)
         if space in self._maps and seen >= newest:
             return []
@@ -51,6 +52,29 @@ class Catalogue:
         self._seen[space] = newest
         self._add(space, [pair for pair in good if pair[0].id not in self.excluded])
         return [pair for pair in bad if pair[0] not in self.excluded]
+
+    def _remove_dropped(self) -> None:
+        """Forget blocks that are gone; where they hid older rows the space is read anew."""
+        known = np.array(list(self.blocks), dtype=np.int64)
+        alive = np.isin(known, self._index.ids()) & ~np.isin(known, list(self.excluded))
+        gone = known[~alive].tolist()
+        self.gone.update(gone)
+        for space in {self.blocks[i].space for i in gone}:
+            if not self._maps[space].remove(gone):
+                self.forget(space)
+        for i in gone:
+            self.blocks.pop(i, None)
+        left = {info.space for info in self.blocks.values()}
+        # The first block of a space says which others can be read together with it.
+        for space in set(self._maps) - left:
+            self.forget(space)
+
+    def forget(self, space: str) -> None:
+        """Read a space anew when it is asked for."""
+        for known in (self._maps, self._seen, self._kinds):
+            known.pop(space, None)
+        for i in [i for i, info in self.blocks.items() if info.space == space]:
+            del self.blocks[i]
 
     def _add(self, space: str, pairs: list[tuple[BlockInfo, np.ndarray]]) -> None:
         """Take blocks that can be read together with the space's first one."""
@@ -69,6 +93,16 @@ class Catalogue:
     def kind(self, space: str) -> tuple | None:
         """Return what the rows of a space share, or None before there are any."""
         return self._kinds.get(space)
+
+    def places(self, space: str) -> tuple[np.ndarray, np.ndarray]:
+        """Return block and row of every key that is stored, oldest block first."""
+        return self._maps[space].places()
+
+    @property
+    def nbytes(self) -> int:
+        """Bytes of memory that the key maps and the lengths of ragged rows take."""
+        lengths = (info.lengths for info in self.blocks.values() if info.lengths is not None)
+        return sum(m.nbytes for m in self._maps.values()) + sum(x.nbytes for x in lengths)
 
     def exclude(self, blocks: Iterable[int]) -> None:
         """Serve some blocks no more, whether or not the index can forget them."""

@@ -3,38 +3,39 @@
 
 The directory holds `index.sqlite` (which block has which samples, who computes what), `blocks/`
 (plain `.npy` files, written once) and `owners/` (one locked file per open store). What makes it
-safe is told where it is done: order of writes and checksums in `_blocks.py`, transactions in
-`_index.py`, liveness in `_owner.py`, forks in `_forking.py`.
+safe is told where it is done: order of writes in `_blocks.py`, checksums in `_checksums.py`,
+transactions in `_index.py`, liveness in `_owner.py`, forks in `_forking.py`. Work on the whole
+store is in `_maintenance.py` and `_merge.py`, exchange with other files in `_banks.py` and
+`_export.py`.
 """
 
 import os
-import warnings
-import weakref
-from collections.abc import Iterator
-from contextlib import contextmanager
-from pathlib import Path
-from threading import Condition
+from collections.abc import Sequence
 from time import monotonic
 from typing import Any
 
 import numpy as np
 
-from skpool.exceptions import DamagedBlockWarning
+from skpool.stores._banks import add_bank
 from skpool.stores._blocks import DamagedBlock
-from skpool.stores._forking import watch_forks
-from skpool.stores._index import FORMAT, BlockInfo
-from skpool.stores._protocol import BUSY, check_keys, check_rows, gather
+from skpool.stores._export import export_space
+from skpool.stores._handle import BLOCK_BYTES, BLOCK_SECONDS, StoreHandle
+from skpool.stores._index import BlockInfo
+from skpool.stores._maintenance import describe, drop_unused, prune, verify
+from skpool.stores._merge import merge
+from skpool.stores._protocol import BUSY, check_keys, check_rows, gather, grouped
 from skpool.stores._session import Session
+from skpool.stores._store_source import read_all, store_source
+from skpool.stores._token_array import TokenArray
+from skpool.utils import ArrayLike
 
 __all__ = ["FeatureStore"]
 
 _FIRST_PAUSE = 0.002
 _LONGEST_PAUSE = 0.2
-_BLOCK_BYTES = 2**24
-_BLOCK_SECONDS = 30.0
 
 
-class FeatureStore:
+class FeatureStore(StoreHandle):
     """Features at rest in a directory.
 
     Rows are kept per *space* (the fingerprint of what was computed) and *key* (16 bytes, one
@@ -50,6 +51,9 @@ class FeatureStore:
         the rows that wait, at most one block per space.
     block_seconds : float, default=30.0
         Rows that have waited for longer are written at the next put.
+    max_bytes : int, default=None
+        Whenever this object has written blocks, those that were not used for longest are dropped
+        until the blocks take at most so many bytes (see `prune`); None drops nothing.
 
     See Also
     --------
@@ -59,9 +63,10 @@ class FeatureStore:
     -----
     - What `flush` has returned from survives kill -9 and a power cut: the block is synced before
       the index names it, and that transaction is synced before `flush` returns.
-    - Every block is compared with its checksum when it is first read (about 1 GB/s). A damaged,
-      missing or replaced block is never served: one `DamagedBlockWarning` names the file, it is
-      dropped, and its samples are recomputed.
+    - Every piece of a block (about one row, at least 4 KiB) is compared with its checksum before
+      this process first serves a row from it, at 1 to 3 GB/s. A damaged, missing or replaced
+      block is never served: one `DamagedBlockWarning` names the file, it is dropped, and its
+      samples are recomputed.
     - Claims end with the process that made them, however it ends. They belong to the store
       object, so two threads that share it never compute the same sample.
     - A pickle carries the path and the settings; it is opened at first use, once per process and
@@ -69,8 +74,8 @@ class FeatureStore:
       next use opens it anew.
     - A directory that cannot be written can still be read.
     - Nothing in the directory can run code.
-    - Finding n of N keys takes O(n log N), without a loop in Python; a million keys take about
-      32 MB and half a second when they are first asked for.
+    - Finding n of N keys takes O(n log N), without a loop in Python; a million keys take 24 MB
+      of memory, and a tenth of a second when they are first asked for.
 
     Examples
     --------
@@ -92,8 +97,9 @@ class FeatureStore:
         self,
         path: str | os.PathLike[str],
         *,
-        block_bytes: int = _BLOCK_BYTES,
-        block_seconds: float = _BLOCK_SECONDS,
+        block_bytes: int = BLOCK_BYTES,
+        block_seconds: float = BLOCK_SECONDS,
+        max_bytes: int | None = None,
     ):
         if isinstance(block_bytes, bool) or not isinstance(block_bytes, int) or block_bytes < 1:
             raise ValueError(
@@ -103,61 +109,9 @@ class FeatureStore:
             raise ValueError(
                 f"block_seconds={block_seconds!r} is not valid; give a number of at least 0."
             )
-        self._set_up(path, block_bytes, block_seconds)
+        self._set_up(path, block_bytes, block_seconds, _checked_limit(max_bytes))
         with self._opened():
             pass
-
-    @classmethod
-    def shared(cls, path: str | os.PathLike[str]) -> "FeatureStore":
-        """Return this process's store of a directory, opened at the first call.
-
-        Parameters
-        ----------
-        path : str or path-like
-            The directory; made if there is none.
-
-        Returns
-        -------
-        store : FeatureStore
-            With the default settings; the same object for the same path, unless the directory
-            was deleted in between.
-        """
-        name = str(Path(path).expanduser().absolute())
-        store = _unpickled(name, _BLOCK_BYTES, _BLOCK_SECONDS)
-        if store._session is not None and not Path(name, "index.sqlite").exists():
-            store._forget_session()
-        with store._opened():
-            pass
-        return store
-
-    def _forget_session(self) -> None:
-        """Let go of a directory that is gone, with what was waiting to be written there."""
-        with self._changed:
-            session, self._session = self._session, None
-            self._finalizer.detach()
-            session.abandon(dead=True)
-
-    def _set_up(self, path: str | os.PathLike[str], block_bytes: int, block_seconds: float) -> None:
-        self.path = Path(path).expanduser().absolute()
-        self.block_bytes = block_bytes
-        self.block_seconds = block_seconds
-        self._changed = Condition()
-        self._session: Session | None = None
-        self._finalizer: weakref.finalize | None = None
-        watch_forks(self)
-
-    @contextmanager
-    def _opened(self) -> Iterator[Session]:
-        """Hold the lock on an open session; afterwards, without it, warn of what was found."""
-        with self._changed:
-            if self._session is None:
-                self._session = Session(self.path, self.block_bytes)
-                # Also at the end of the interpreter, so that buffered rows are written.
-                self._finalizer = weakref.finalize(self, _finish, self._session, self._changed)
-            session = self._session
-            yield session
-        while session.warnings:
-            warnings.warn(session.warnings.pop(0), DamagedBlockWarning, stacklevel=4)
 
     def held(self, space: str, keys: np.ndarray) -> np.ndarray:
         """Tell which samples are stored, without reading their rows.
@@ -203,14 +157,15 @@ class FeatureStore:
         while True:
             with self._opened() as session:
                 where, row = session.locate(space, keys)
-                sets = session.sets(space, where)
-            found = where != -1
+                found = where != -1
+                row, groups = row[found], grouped(where[found])
+                sets = session.sets(space, groups)
             # Checking and copying take long, and other threads need not wait for them.
-            damaged = session.check(sets)
+            damaged = session.check(sets, groups, row)
             if not damaged:
+                load = _Loader(session, sets)
                 try:
-                    load = _Loader(session, sets)
-                    return found, *gather(sets, load, where[found], row[found])
+                    return found, *gather(sets, load, groups, row)
                 except DamagedBlock as error:
                     damaged = [(load.last, str(error))]
             with self._opened() as session:
@@ -274,14 +229,20 @@ class FeatureStore:
         keys = check_keys(space, keys)
         rows, lengths = check_rows(keys, rows, lengths)
         with self._opened() as session:
-            session.put(space, keys, rows, lengths)
-            session.flush(older_than=self.block_seconds)
+            written = session.put(space, keys, rows, lengths)
+            written |= session.flush(older_than=self.block_seconds)
             self._changed.notify_all()
+            self._keep_within(session, written)
 
     def flush(self) -> None:
         """Write all rows that wait: afterwards they are durable and visible to others."""
         with self._opened() as session:
-            session.flush()
+            self._keep_within(session, session.flush())
+
+    def _keep_within(self, session: Session, written: bool) -> None:
+        """Prune after blocks were written, if there is a limit."""
+        if written and self.max_bytes is not None:
+            drop_unused(session, self.max_bytes)
 
     def wait(self, space: str, keys: np.ndarray, timeout: float | None = None) -> np.ndarray:
         """Wait until nobody computes any of the samples.
@@ -311,7 +272,7 @@ class FeatureStore:
         while True:
             busy = np.flatnonzero(status == BUSY)
             with self._opened() as session:
-                session.flush(older_than=self.block_seconds)
+                self._keep_within(session, session.flush(older_than=self.block_seconds))
                 status[busy] = session.status(space, keys[busy])
                 left = pause if deadline is None else min(pause, deadline - monotonic())
                 if left <= 0 or not (status == BUSY).any():
@@ -319,89 +280,256 @@ class FeatureStore:
                 self._changed.wait(left)
             pause = min(1.5 * pause, _LONGEST_PAUSE)
 
+    # The store as a whole.
+
     def info(self) -> dict[str, Any]:
         """Tell what is on the disk.
 
         Returns
         -------
         info : dict
-            `format`, `n_blocks`, `n_bytes` of the blocks, and `n_rows`, a dict from space to the
-            number of stored rows (samples that were stored again count twice).
+            `format`, `n_blocks`, `n_bytes` of the blocks, `n_rows` (a dict from space to the
+            number of stored rows), `spaces` (a dict from space to a dict of `n_rows`,
+            `n_duplicates` (rows that were put again, which `prune` removes), `n_blocks`,
+            `n_bytes`, `dtype` and `row_shape` (None for a length that differs)),
+            `index_bytes` on the disk, and `memory_bytes` that the index takes in this process.
+
+        Notes
+        -----
+        Every key is read to count the duplicates: a tenth of a second per million rows.
         """
         with self._opened() as session:
-            totals = session.index.totals()
-        return {
-            "format": FORMAT,
-            "n_blocks": sum(n for _, n, _, _ in totals),
-            "n_bytes": sum(size for *_, size in totals),
-            "n_rows": {space: n for space, _, n, _ in totals},
-        }
+            return describe(session)
 
     def verify(self) -> list[str]:
-        """Compare every block with its checksum and drop the damaged ones.
+        """Compare every block and every entry of the index with its checksum; drop damaged ones.
 
         Returns
         -------
         damaged : list of str
-            Files of the damaged blocks, each of which was named by a warning too.
+            Files of the damaged blocks, and the index if something in it had to be repaired;
+            each was named by a warning too.
         """
-        with self._opened() as session:
-            infos, damaged = session.survey()
-        wrong = session.check({info.id: info for info in infos}, again=True)
-        with self._opened() as session:
-            return damaged + session.drop(wrong)
+        return verify(self)
 
-    def close(self) -> None:
-        """Write all rows that wait, give back all claims, and close; the next use opens again."""
-        with self._changed:
-            if self._session is None:
-                return
-            session, self._session = self._session, None
-            self._finalizer.detach()
-            try:
-                session.close()
-            finally:
-                self._changed.notify_all()
+    def prune(self, max_bytes: int | None = None) -> dict[str, Any]:
+        """Make the store smaller: first what nobody can read, then what was not used for longest.
 
-    def __enter__(self) -> "FeatureStore":
-        return self
+        Parameters
+        ----------
+        max_bytes : int, default=None
+            The blocks may take so many bytes; None takes the store's own `max_bytes`, and where
+            that is None too, only rows that were put again are removed.
 
-    def __exit__(self, *exc: object) -> None:
-        self.close()
+        Returns
+        -------
+        dropped : dict
+            `n_blocks`, `n_bytes` (by how much the blocks became smaller), and `n_rows`, a dict
+            from space to the number of rows in blocks that were dropped because of their age.
 
-    def __repr__(self) -> str:
-        return (
-            f"FeatureStore({str(self.path)!r}, block_bytes={self.block_bytes}, "
-            f"block_seconds={self.block_seconds})"
+        Notes
+        -----
+        A block is used when a row of it is written or read. The index learns of reads at most
+        once a minute per process, so among blocks of one minute the order is that of writing.
+        Blocks of which half or more was put again are copied without those rows. Other processes
+        may read and write meanwhile: rows that they have found are served or, once the block is
+        gone, reported as not stored, and recomputed.
+        """
+        return prune(self, _checked_limit(max_bytes))
+
+    def merge(
+        self, other: "str | os.PathLike[str] | FeatureStore", *, link: bool = False
+    ) -> dict[str, Any]:
+        """Take over the rows of another store that this one lacks.
+
+        Parameters
+        ----------
+        other : str, path-like or FeatureStore
+            A store, for example that of another machine.
+        link : bool, default=False
+            Whether blocks become hard links where the system can make them, and take no space
+            twice; damage to such a file is damage to both stores.
+
+        Returns
+        -------
+        taken : dict
+            `n_blocks`, `n_bytes`, and `n_rows`, a dict from space to the number of rows.
+
+        Notes
+        -----
+        Blocks are copied as they are and checked on the way; damaged ones are left out with the
+        usual warning. Merging again takes nothing, and the order of merges does not matter: rows
+        that both stores have under one key are equal by the meaning of keys, and stay.
+        """
+        return merge(self, other, link=link)
+
+    # Rows by the names that a user has for them.
+
+    def open(
+        self,
+        space: str | None = None,
+        *,
+        ids: Sequence[str] | Sequence[int] | None = None,
+        keys: np.ndarray | None = None,
+        n_prefix_tokens: int | None = None,
+        grid: tuple[int, int] | None = None,
+    ) -> TokenArray:
+        """Return rows as a lazy array of tokens.
+
+        Parameters
+        ----------
+        space : str, default=None
+            Which features; None takes the only space of the store.
+        ids : sequence of str or int, default=None
+            Samples in the wanted order, by the ids (or row numbers) that `from_arrays` was given.
+        keys : ndarray of shape (n,), dtype V16, default=None
+            Samples by their keys. Without ids and keys: all, in the order of writing.
+        n_prefix_tokens : int, default=None
+            Leading tokens that are no patches; None takes what `from_arrays` was told.
+        grid : tuple of 2 ints, default=None
+            Rows and columns of the patches; None takes what `from_arrays` was told.
+
+        Returns
+        -------
+        tokens : TokenArray
+            (n_samples, n_tokens, n_features); vectors count as one token, and rows of unequal
+            length are padded, with a mask.
+        """
+        source = store_source(self, space, ids, keys, n_prefix_tokens, grid)
+        return TokenArray(source)
+
+    def get(
+        self,
+        space: str | None = None,
+        *,
+        ids: Sequence[str] | Sequence[int] | None = None,
+        keys: np.ndarray | None = None,
+    ) -> np.ndarray:
+        """Return rows as an array.
+
+        Parameters
+        ----------
+        space : str, default=None
+            Which features; None takes the only space of the store.
+        ids : sequence of str or int, default=None
+            Samples in the wanted order, by the ids (or row numbers) that `from_arrays` was given.
+        keys : ndarray of shape (n,), dtype V16, default=None
+            Samples by their keys. Without ids and keys: all, in the order of writing.
+
+        Returns
+        -------
+        rows : ndarray of shape (n_samples, \\*row_shape)
+            Of the type that was stored.
+        """
+        return read_all(self, space, ids, keys)
+
+    @classmethod
+    def from_arrays(
+        cls,
+        path: "str | os.PathLike[str] | FeatureStore",
+        source: object,
+        *,
+        space: str = "bank",
+        array: str | None = None,
+        ids: str | Sequence[str] | Sequence[int] | None = None,
+        keys: str | np.ndarray | None = None,
+        lengths: str | ArrayLike | None = None,
+        n_prefix_tokens: int = 0,
+        grid: tuple[int, int] | None = None,
+    ) -> "FeatureStore":
+        """Put features that others computed into a store, block by block.
+
+        Parameters
+        ----------
+        path : str, path-like or FeatureStore
+            The store; rows are added to what it has.
+        source : path, array or tensor
+            Features (n, d) or tokens (n, L, d): a file `.npy`, `.npz`, `.safetensors`, `.h5` or
+            `.hdf5`, or an array in memory.
+        space : str, default="bank"
+            Name under which the rows are kept.
+        array : str, default=None
+            Which array of the file; None takes the only one that can be features.
+        ids : str or sequence of str or int, default=None
+            One id per row, or the array of the file that has them; None numbers the rows from 0.
+        keys : str or ndarray of shape (n,), dtype V16, default=None
+            Sample keys in place of ids, or the array of the file that has them (n, 16), uint8.
+            A file made by `export` is recognised without.
+        lengths : str or ndarray of shape (n,), default=None
+            Tokens of each row that count, for padded tokens (n, L, d).
+        n_prefix_tokens : int, default=0
+            Leading tokens that are no patches, which `open` then knows.
+        grid : tuple of 2 ints, default=None
+            Rows and columns of the patches, which `open` then knows.
+
+        Returns
+        -------
+        store : FeatureStore
+            With all rows on the disk.
+
+        Notes
+        -----
+        Nothing is ever unpickled. A file is read in blocks and never held in memory as a whole,
+        except an array in Fortran order inside an `.npz`. bfloat16 becomes float32. HDF5 needs
+        `pip install 'skpool[hdf5]'`. Ids are kept as keys only, so a store cannot list them.
+
+        Examples
+        --------
+        >>> import tempfile
+        >>> import numpy as np
+        >>> from skpool.stores import FeatureStore
+        >>> with tempfile.TemporaryDirectory() as folder:
+        ...     features = np.arange(6.0).reshape(3, 2)
+        ...     store = FeatureStore.from_arrays(folder, features, ids=["a", "b", "c"])
+        ...     store.get(ids=["c", "a"])
+        ...     store.close()
+        array([[4., 5.],
+               [0., 1.]])
+        """
+        store = path if isinstance(path, cls) else cls(path)
+        add_bank(
+            store,
+            source,
+            space=space,
+            array=array,
+            ids=ids,
+            keys=keys,
+            lengths=lengths,
+            note={"n_prefix_tokens": n_prefix_tokens, "grid": grid},
         )
+        return store
 
-    def __sklearn_clone__(self) -> "FeatureStore":
-        return self
+    def export(
+        self,
+        path: str | os.PathLike[str],
+        space: str | None = None,
+        *,
+        ids: Sequence[str] | Sequence[int] | None = None,
+        keys: np.ndarray | None = None,
+        overwrite: bool = False,
+    ) -> None:
+        """Write rows to one file that other programs read.
 
-    def __copy__(self) -> "FeatureStore":
-        return self
+        Parameters
+        ----------
+        path : str or path-like
+            A file that ends in `.npz`, `.safetensors`, `.h5` or `.hdf5`.
+        space : str, default=None
+            Which features; None takes the only space of the store.
+        ids : sequence of str or int, default=None
+            Samples in the wanted order, by the ids (or row numbers) that `from_arrays` was given.
+        keys : ndarray of shape (n,), dtype V16, default=None
+            Samples by their keys. Without ids and keys: all, in the order of writing.
+        overwrite : bool, default=False
+            Whether a file that exists is replaced.
 
-    def __deepcopy__(self, memo: dict) -> "FeatureStore":
-        return self
-
-    def __reduce__(self):
-        return _unpickled, (str(self.path), self.block_bytes, self.block_seconds)
-
-    def _before_fork(self) -> None:
-        self._changed.acquire()
-        if self._session is not None:
-            self._session.index.close()
-
-    def _after_fork_in_parent(self) -> None:
-        self._changed.release()
-
-    def _after_fork_in_child(self) -> None:
-        self._changed = Condition()
-        if self._session is not None:
-            session, self._session = self._session, None
-            self._finalizer.detach()
-            # The buffered rows, the claims and the lock are the parent's.
-            session.abandon(dead=False)
+        Notes
+        -----
+        The file has the arrays `rows`, `keys` (n, 16) and, for rows of unequal length, which are
+        padded with zeros, `lengths`. It is written block by block, and gets its name when it is
+        complete.
+        """
+        export_space(self, path, space, ids, keys, overwrite=overwrite)
 
 
 class _Loader:
@@ -419,17 +547,11 @@ class _Loader:
         return self._session.files.get(self.last)
 
 
-def _finish(session: Session, lock: Condition) -> None:
-    with lock:
-        session.close()
-
-
-# A worker process unpickles the same store once per task; it opens it once.
-_stores: dict[tuple[str, int, float], FeatureStore] = {}
-
-
-def _unpickled(path: str, block_bytes: int, block_seconds: float) -> FeatureStore:
-    """Return this process's store of that path and settings, opened at first use."""
-    store = FeatureStore.__new__(FeatureStore)
-    store._set_up(path, block_bytes, block_seconds)
-    return _stores.setdefault((path, block_bytes, block_seconds), store)
+def _checked_limit(max_bytes: int | None) -> int | None:
+    if max_bytes is None or (
+        isinstance(max_bytes, int) and not isinstance(max_bytes, bool) and max_bytes >= 0
+    ):
+        return max_bytes
+    raise ValueError(
+        f"max_bytes={max_bytes!r} is not valid; give a whole number of at least 0, or None."
+    )

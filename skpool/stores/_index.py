@@ -6,22 +6,26 @@ one transaction, which is synced to the disk (`synchronous=FULL`) before `add` r
 file itself was synced before. Claims need not survive a power cut and are written without a sync
 (`NORMAL`, which in WAL mode can lose the last transactions but never damages the file).
 
-SQLite does not checksum its pages, so every row carries a checksum of its own.
+SQLite does not checksum its pages, so every row carries a checksum of its own. What a store can do
+without lies in tables of its own (`_side_tables.py`), so the format number stays.
 """
 
 import json
+import math
 import sqlite3
 import time
 import zlib
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 
 import numpy as np
 
 from skpool.exceptions import StoreError
 from skpool.stores._protocol import KEY_BYTES, kind_of, lengths_of
+from skpool.stores._side_tables import SCHEMA as SIDE_SCHEMA
 
 __all__ = ["FORMAT", "BlockInfo", "Index"]
 
@@ -55,6 +59,7 @@ _SCHEMA = (
     f"INSERT OR IGNORE INTO meta VALUES ('format', {FORMAT})",
     # Counts removals of blocks: who has seen another count must read the index anew.
     "INSERT OR IGNORE INTO meta VALUES ('drops', 0)",
+    *SIDE_SCHEMA,
 )
 
 _COLUMNS = "id, space, file, dtype, shape, size, crc, row_crc, keys, lengths"
@@ -78,6 +83,24 @@ class BlockInfo:
     def row_shape(self) -> tuple[int | None, ...]:
         """Shape of one row; the first axis of ragged rows is None."""
         return self.shape[1:] if self.lengths is None else (None, *self.shape[1:])
+
+    @property
+    def row_bytes(self) -> int:
+        """Bytes of a row, or of an entry of a ragged one."""
+        return self.dtype.itemsize * math.prod(self.shape[1:])
+
+    @cached_property
+    def _starts(self) -> np.ndarray:
+        return np.cumsum(self.lengths) - self.lengths
+
+    def byte_ranges(self, rows: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        """Return where some rows begin and end in the file, after the header's own range."""
+        header = self.size - self.shape[0] * self.row_bytes
+        ragged = self.lengths is not None
+        first = self._starts[rows] if ragged else rows
+        last = first + (self.lengths[rows] if ragged else 1)
+        begins, ends = (header + self.row_bytes * x for x in (first, last))
+        return np.append(begins, 0), np.append(ends, header)
 
     @property
     def kind(self) -> tuple:
@@ -107,6 +130,8 @@ def _parsed(row: tuple) -> tuple[BlockInfo, np.ndarray] | None:
         if entries != shape[0] or (lengths is not None and len(lengths) != n_rows):
             return None
         info = BlockInfo(block, space, file, np.dtype(dtype), shape, size, crc, n_rows, lengths)
+        if info.dtype.kind not in "biuf" or size <= shape[0] * info.row_bytes or crc >> 32:
+            return None
         return info, np.frombuffer(keys, dtype=f"V{KEY_BYTES}")
     except (TypeError, ValueError, LookupError):
         # A flipped byte can change the type of a column too.
@@ -151,6 +176,8 @@ class Index:
             isolation_level=None,
             check_same_thread=False,
         )
+        # A planted view or trigger may call nothing.
+        connection.execute("PRAGMA trusted_schema=OFF")
         # Damaged text must reach the checksum rather than raise.
         connection.text_factory = lambda text: text.decode(errors="replace")
         return connection
@@ -226,7 +253,9 @@ class Index:
             raise StoreError(f"The index {self.path} cannot be used ({text}): {remedy}.") from error
 
     @contextmanager
-    def transaction(self, *, durable: bool = False) -> Iterator[sqlite3.Connection]:
+    def transaction(
+        self, *, durable: bool = False, patient: bool = True
+    ) -> Iterator[sqlite3.Connection]:
         """Do all of the block or nothing, alone among the writers; may be nested."""
         with self._named_errors():
             connection = self._open()
@@ -234,6 +263,8 @@ class Index:
             try:
                 if outermost:
                     connection.execute(f"PRAGMA synchronous={'FULL' if durable else 'NORMAL'}")
+                    milliseconds = int(1000 * _LOCK_SECONDS) if patient else 0
+                    connection.execute(f"PRAGMA busy_timeout={milliseconds}")
                     connection.execute("BEGIN IMMEDIATE")
                 yield connection
                 if outermost:
@@ -243,7 +274,8 @@ class Index:
                     connection.execute("ROLLBACK")
                 raise
 
-    def _read(self, statement: str, parameters: tuple = ()) -> list[tuple]:
+    def query(self, statement: str, parameters: tuple = ()) -> list[tuple]:
+        """Run a statement that only reads."""
         with self._named_errors():
             return self._open().execute(statement, parameters).fetchall()
 
@@ -258,7 +290,7 @@ class Index:
         statement = (
             "SELECT (SELECT max(id) FROM blocks), (SELECT value FROM meta WHERE name='drops')"
         )
-        newest, drops = self._read(statement)[0]
+        newest, drops = self.query(statement)[0]
         return newest or 0, drops or 0
 
     def blocks(
@@ -266,12 +298,21 @@ class Index:
     ) -> tuple[list[tuple[BlockInfo, np.ndarray]], list[tuple[int, str]]]:
         """Return blocks with their keys, oldest first, and id and file of damaged rows."""
         where = "WHERE space = ? AND id > ? ORDER BY id"
-        return self._parse(self._read(f"SELECT {_COLUMNS} FROM blocks {where}", (space, after)))
+        return self._parse(self.query(f"SELECT {_COLUMNS} FROM blocks {where}", (space, after)))
+
+    def block(self, block: int) -> tuple[BlockInfo, np.ndarray] | None:
+        """Return one block with its keys, or None where it is gone or its entry damaged."""
+        good, _ = self._parse(self.query(f"SELECT {_COLUMNS} FROM blocks WHERE id = ?", (block,)))
+        return good[0] if good else None
+
+    def newest(self, space: str) -> int:
+        """Return the id of the last block of a space, 0 where there is none."""
+        return self.query("SELECT max(id) FROM blocks WHERE space = ?", (space,))[0][0] or 0
 
     def all_blocks(self) -> Iterator[tuple[list, list]]:
         """Yield the same for every block of every space, one by one."""
-        for (block,) in self._read("SELECT id FROM blocks ORDER BY id"):
-            yield self._parse(self._read(f"SELECT {_COLUMNS} FROM blocks WHERE id = ?", (block,)))
+        for (block,) in self.query("SELECT id FROM blocks ORDER BY id"):
+            yield self._parse(self.query(f"SELECT {_COLUMNS} FROM blocks WHERE id = ?", (block,)))
 
     @staticmethod
     def _parse(rows: list[tuple]) -> tuple[list, list]:
@@ -308,17 +349,50 @@ class Index:
             for block in blocks:
                 if connection.execute("DELETE FROM blocks WHERE id = ?", (block,)).rowcount:
                     dropped.append(block)
+                for table in ("sums", "uses"):
+                    connection.execute(f"DELETE FROM {table} WHERE block = ?", (block,))
             if dropped:
                 connection.execute("UPDATE meta SET value = value + 1 WHERE name = 'drops'")
         return dropped
 
     def files(self) -> set[str]:
         """Return the names of all block files."""
-        return {file for (file,) in self._read("SELECT file FROM blocks")}
+        return {file for (file,) in self.query("SELECT file FROM blocks")}
+
+    def ids(self) -> np.ndarray:
+        """Return the ids of all blocks, sorted."""
+        return np.array([i for (i,) in self.query("SELECT id FROM blocks ORDER BY id")], np.int64)
+
+    def spaces(self) -> list[str]:
+        """Return every space that has blocks."""
+        rows = self.query("SELECT space FROM blocks GROUP BY space ORDER BY min(id)")
+        return [str(space) for (space,) in rows]
+
+    def n_bytes(self) -> int:
+        """Return the bytes of all blocks."""
+        return self.query("SELECT sum(size) FROM blocks")[0][0] or 0
+
+    def file_bytes(self) -> int:
+        """Return the bytes of the index itself."""
+        pages = "pragma_page_count(), pragma_page_size()"
+        return self.query(f"SELECT page_count * page_size FROM {pages}")[0][0]
+
+    def repair(self) -> tuple[bool, bool]:
+        """Tell whether the file is sound, and whether it is now (only trees can be rebuilt)."""
+        if self._is_sound():
+            return True, True
+        if self.readonly:
+            return False, False
+        with self.transaction(durable=True) as connection:
+            connection.execute("REINDEX")
+        return False, self._is_sound()
+
+    def _is_sound(self) -> bool:
+        return self.query("PRAGMA integrity_check(1)") == [("ok",)]
 
     def totals(self) -> list[tuple[str, int, int, int]]:
         """Return space, blocks, rows (those in two blocks count twice) and bytes on disk."""
-        return self._read(
+        return self.query(
             "SELECT space, count(*), sum(length(keys)) / ?, sum(size) FROM blocks GROUP BY space",
             (KEY_BYTES,),
         )
@@ -330,7 +404,7 @@ class Index:
             some = keys[begin : begin + _PARAMETERS]
             marks = ",".join("?" * len(some))
             statement = f"SELECT key, owner FROM claims WHERE space = ? AND key IN ({marks})"
-            owners.update(self._read(statement, (space, *some)))
+            owners.update(self.query(statement, (space, *some)))
         return owners
 
     def claim(self, space: str, keys: Iterable[bytes], owner: str) -> None:
@@ -350,7 +424,7 @@ class Index:
 
     def owners(self) -> set[str]:
         """Return everyone who claims something."""
-        return {owner for (owner,) in self._read("SELECT DISTINCT owner FROM claims")}
+        return {owner for (owner,) in self.query("SELECT DISTINCT owner FROM claims")}
 
     def forget_owners(self, owners: Iterable[str]) -> None:
         """Delete all claims of owners who are gone."""

@@ -28,7 +28,20 @@ from functools import cached_property
 
 import numpy as np
 
-__all__ = ["BUSY", "FREE", "HELD", "MINE", "RowSet", "check_keys", "check_rows", "gather"]
+__all__ = [
+    "BUSY",
+    "FREE",
+    "HELD",
+    "MINE",
+    "Groups",
+    "RowSet",
+    "check_keys",
+    "check_rows",
+    "gather",
+    "grouped",
+]
+
+Groups = list[tuple[int, np.ndarray]]
 
 HELD = 0
 MINE = 1
@@ -183,8 +196,25 @@ def _entries(starts: np.ndarray, lengths: np.ndarray) -> np.ndarray:
     return np.repeat(starts, lengths) + _ramp(lengths)
 
 
+def grouped(where: np.ndarray) -> Groups:
+    """Return every number that occurs, with its positions in their order."""
+    if not len(where):
+        return []
+    low, high = where.min(), where.max()
+    # Numbers of two bytes are sorted by counting.
+    if high - low < 2**15:
+        small = (where - low).astype(np.int16)
+    else:
+        small = where
+    order = np.argsort(small, kind="stable")
+    in_order = where[order]
+    begins = np.flatnonzero(in_order[1:] != in_order[:-1]) + 1
+    ids = in_order[np.append(0, begins)].tolist()
+    return list(zip(ids, np.split(order, begins), strict=True))
+
+
 def gather(
-    sets: Mapping[int, RowSet], load: Callable[[int], RowSet], where: np.ndarray, row: np.ndarray
+    sets: Mapping[int, RowSet], load: Callable[[int], RowSet], groups: Groups, row: np.ndarray
 ) -> tuple[np.ndarray, np.ndarray | None]:
     """Copy rows that lie in several sets into one array.
 
@@ -194,10 +224,10 @@ def gather(
         What is known of the sets named by `where` without opening them.
     load : callable
         Opens one set; only one is needed at a time.
-    where : ndarray of shape (n,)
-        Set of each wanted row.
+    groups : list of (int, ndarray)
+        Number of every set, and which of the wanted rows it has (see `grouped`).
     row : ndarray of shape (n,)
-        Its position in that set.
+        Position of each wanted row in its set.
 
     Returns
     -------
@@ -206,18 +236,15 @@ def gather(
     lengths : ndarray of shape (n,) or None
         None if all rows are of one fixed shape.
     """
-    if not len(where):
+    if not groups:
         return np.empty((0,), dtype=np.float32), None
-    order = np.argsort(where, kind="stable")
-    ids, begins = np.unique(where[order], return_index=True)
-    groups = list(zip(ids.tolist(), np.split(order, begins[1:]), strict=True))
     shapes = {sets[i].row_shape for i, _ in groups}
     shape, dtype = sets[groups[0][0]].row_shape, sets[groups[0][0]].dtype
     if len(shapes) > 1 or shape[:1] == (None,):
         return _gather_ragged(sets, load, groups, row)
     if len(groups) == 1:
         return load(groups[0][0]).data[row], None
-    out = np.empty((len(where), *shape), dtype=dtype)
+    out = np.empty((len(row), *shape), dtype=dtype)
     for i, at in groups:
         _scatter(load(i).data, row[at], out, at)
     return out, None
@@ -237,7 +264,7 @@ def _scatter(data: np.ndarray, row: np.ndarray, out: np.ndarray, at: np.ndarray)
 def _gather_ragged(
     sets: Mapping[int, RowSet],
     load: Callable[[int], RowSet],
-    groups: list[tuple[int, np.ndarray]],
+    groups: Groups,
     row: np.ndarray,
 ) -> tuple[np.ndarray, np.ndarray]:
     lengths = np.empty(len(row), dtype=np.int64)

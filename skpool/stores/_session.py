@@ -9,8 +9,9 @@ store's lock held.
 import errno
 import math
 import os
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from contextlib import suppress
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -18,6 +19,7 @@ import numpy as np
 from skpool.exceptions import StoreError
 from skpool.stores._blocks import BlockFiles, DamagedBlock, sync_directory
 from skpool.stores._catalogue import Catalogue, WriteBuffer
+from skpool.stores._checksums import PieceSums
 from skpool.stores._index import BlockInfo, Index
 from skpool.stores._owner import Owner, is_alive, remove_dead_owners
 from skpool.stores._protocol import (
@@ -25,17 +27,30 @@ from skpool.stores._protocol import (
     FREE,
     HELD,
     MINE,
+    Groups,
     RowSet,
     check_kind,
     kind_of,
 )
+from skpool.stores._side_tables import SideTables, now
 
 __all__ = ["Session"]
+
+# Times of use are written this often at most, in milliseconds.
+_USES_EVERY = 60_000
 
 # With these a store that exists can still be read.
 _UNWRITABLE = {errno.EACCES, errno.EPERM, errno.EROFS, errno.ENOSPC, errno.EDQUOT}
 
-_BAD_ENTRY = "its entry in the index has a wrong checksum"
+BAD_ENTRY = "its entry in the index has a wrong checksum"
+
+
+def damage_text(file: object, reason: str) -> str:
+    """Say that a block is not served."""
+    return (
+        f"The stored block {file} is damaged ({reason}): it is not used, and its samples will be "
+        "recomputed."
+    )
 
 
 class Session:
@@ -60,6 +75,9 @@ class Session:
             self.index = Index(path / "index.sqlite", readonly=self._owner is None)
             self.files = BlockFiles(path / "blocks")
             self.catalogue = Catalogue(self.index)
+            self.side = SideTables(self.index)
+            self._uses: dict[int, int] = {}
+            self._uses_written = 0
             self._buffers: dict[str, WriteBuffer] = {}
             self._n_chunks = 0
             if self._owner is not None:
@@ -106,6 +124,7 @@ class Session:
         litter = [file for file, owner in writers.items() if owner in dead and file not in named]
         self.files.remove(*litter)
         remove_dead_owners(self._owners)
+        self.side.forget_orphans()
 
     def _dead(self, owners: set[str]) -> set[str]:
         me = None if self._owner is None else self._owner.name
@@ -122,7 +141,10 @@ class Session:
     def refresh(self, space: str) -> None:
         """Take notice of what others have stored and dropped."""
         while bad := self.catalogue.refresh(space):
-            self._forget([(i, file, _BAD_ENTRY) for i, file in bad])
+            self._forget([(i, file, BAD_ENTRY) for i, file in bad])
+        if self.catalogue.gone:
+            self.files.forget(self.catalogue.gone)
+            self.catalogue.gone.clear()
 
     def locate(self, space: str, keys: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
         """Return where each row is (a block id, -2 - a chunk's number, or -1) and its position."""
@@ -134,23 +156,49 @@ class Session:
             where[hit], row[hit] = -2 - chunk[hit], position[hit]
         return where, row
 
-    def sets(self, space: str, where: np.ndarray) -> dict[int, RowSet | BlockInfo]:
+    def sets(self, space: str, groups: Groups) -> dict[int, RowSet | BlockInfo]:
         """Return the chunks and the descriptions of the blocks that `locate` named."""
-        ids = [i for i in np.unique(where).tolist() if i != -1]
-        return {
+        sets = {
             i: self.catalogue.blocks[i] if i >= 0 else self._buffers[space].chunks[-2 - i][1]
-            for i in ids
+            for i, _ in groups
         }
+        blocks = [info for i, info in sets.items() if i >= 0]
+        self.expect(blocks)
+        self._use(blocks)
+        return sets
+
+    def expect(self, blocks: Iterable[BlockInfo]) -> None:
+        """Read the checksums of blocks that are about to be checked."""
+        for info in self.files.unknown(blocks):
+            self.files.expect(info, self.side.sums(info))
+
+    def _use(self, blocks: Iterable[BlockInfo]) -> None:
+        """Note that blocks are used now."""
+        if self._owner is None:
+            return
+        self._uses.update(dict.fromkeys((info.id for info in blocks), now()))
+        if self._uses and now() - self._uses_written > _USES_EVERY:
+            self.write_uses()
+
+    def write_uses(self, *, patient: bool = False) -> None:
+        """Tell the index when blocks were used; unless patient, if that is possible at once."""
+        self._uses_written = now()
+        # A reader neither waits for a writer nor fails where the disk is full.
+        with suppress(StoreError):
+            if self._uses:
+                self.side.set_uses(self._uses, patient=patient)
+            self._uses.clear()
 
     def check(
-        self, sets: Mapping[int, RowSet | BlockInfo], *, again: bool = False
+        self, sets: Mapping[int, RowSet | BlockInfo], groups: Groups, row: np.ndarray
     ) -> list[tuple[BlockInfo, str]]:
-        """Return the damaged ones among some blocks and why; needs no lock."""
+        """Return the blocks whose rows are damaged and why; needs no lock."""
         damaged = []
-        for info in sets.values():
+        for i, at in groups:
+            info = sets[i]
             if isinstance(info, BlockInfo):
                 try:
-                    self.files.check(info, again=again)
+                    self.files.check(info, row[at])
                 except DamagedBlock as error:
                     damaged.append((info, str(error)))
         return damaged
@@ -161,7 +209,7 @@ class Session:
         for good_rows, bad_rows in self.index.all_blocks():
             infos.extend(info for info, _ in good_rows)
             bad.extend(bad_rows)
-        return infos, self._forget([(i, file, _BAD_ENTRY) for i, file in bad])
+        return infos, self._forget([(i, file, BAD_ENTRY) for i, file in bad])
 
     def drop(self, damaged: list[tuple[BlockInfo, str]]) -> list[str]:
         """Serve damaged blocks no more; return the files of those not dropped by another."""
@@ -179,10 +227,7 @@ class Session:
         for i, file, reason in damaged:
             if i in dropped:
                 paths.append(str(self.files.directory / file))
-                self.warnings.append(
-                    f"The stored block {paths[-1]} is damaged ({reason}): it is not used, and its "
-                    "samples will be recomputed."
-                )
+                self.warnings.append(damage_text(paths[-1], reason))
         if self._owner is not None:
             self.files.remove(*(file for _, file, _ in damaged))
         return paths
@@ -221,15 +266,19 @@ class Session:
         self.require_writable()
         self.index.release(space, keys.tolist(), self._owner.name)
 
-    def put(
-        self, space: str, keys: np.ndarray, rows: np.ndarray, lengths: np.ndarray | None
-    ) -> None:
-        """Buffer rows, and write a block whenever there are enough."""
-        self.require_writable()
+    def check_kind(self, space: str, kind: tuple) -> None:
+        """Refuse rows that could not be read together with those of the space."""
         self.refresh(space)
-        kind = kind_of(rows.dtype, rows.shape[1:])
         waiting = self._buffers.get(space)
         check_kind(space, kind, waiting.kind if waiting else self.catalogue.kind(space))
+
+    def put(
+        self, space: str, keys: np.ndarray, rows: np.ndarray, lengths: np.ndarray | None
+    ) -> bool:
+        """Buffer rows, and write a block whenever there are enough; tell whether one was."""
+        self.require_writable()
+        self.check_kind(space, kind_of(rows.dtype, rows.shape[1:]))
+        written = False
         row_bytes = max(1, rows.itemsize * math.prod(rows.shape[1:]))
         begin = 0
         while begin < len(keys):
@@ -241,24 +290,44 @@ class Session:
             begin = part.stop
             if buffer.nbytes + row_bytes > self._block_bytes:
                 self._write(space)
+                written = True
+        return written
 
-    def flush(self, *, older_than: float = -1.0) -> None:
-        """Write what is buffered, or what has been for longer than some seconds."""
-        for space, buffer in list(self._buffers.items()):
-            if buffer.age > older_than:
-                self._write(space)
+    def flush(self, *, older_than: float = -1.0) -> bool:
+        """Write what is buffered, or for longer than some seconds; tell whether there was any."""
+        old = [space for space, buffer in self._buffers.items() if buffer.age > older_than]
+        for space in old:
+            self._write(space)
+        return bool(old)
 
     def _write(self, space: str) -> None:
         buffer = self._buffers[space]
         for numbers, keys, rows in buffer.blocks():
-            info = self.files.write(space, rows, len(keys), self._owner.name)
-            try:
-                self.index.add(info, keys)
-            except BaseException:
-                self.files.remove(info.file)
-                raise
+            self.name(keys, *self.written(space, keys, rows))
             buffer.discard(numbers)
         del self._buffers[space]
+
+    def written(self, space: str, keys: np.ndarray, rows: RowSet) -> tuple[BlockInfo, PieceSums]:
+        """Bring a block to the disk that nobody knows of yet; needs no lock."""
+        return self.files.write(space, rows, len(keys), self._owner.name)
+
+    def taken(self, source: Path, info: BlockInfo, *, link: bool) -> tuple[BlockInfo, PieceSums]:
+        """Copy a block of another store, or raise DamagedBlock; needs no lock."""
+        linked = self.files.link(source, info, self._owner.name) if link else None
+        file, sums = linked or self.files.copy(source, info, self._owner.name)
+        return replace(info, id=0, file=file), sums
+
+    def name(
+        self, keys: np.ndarray, info: BlockInfo, sums: PieceSums, *, used: int | None = None
+    ) -> None:
+        """Let the index name a block that is on the disk."""
+        try:
+            with self.index.transaction(durable=True):
+                block = self.index.add(info, keys)
+                self.side.add(block, sums, now() if used is None else used)
+        except BaseException:
+            self.files.remove(info.file)
+            raise
 
     def close(self) -> None:
         """Write what is buffered, give back all claims, and die in good order."""
@@ -267,6 +336,7 @@ class Session:
                 try:
                     self.flush()
                 finally:
+                    self.write_uses()
                     self.index.forget_owners([self._owner.name])
         finally:
             self.abandon(dead=True)

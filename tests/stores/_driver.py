@@ -139,6 +139,45 @@ def finish(path, keys, ragged, result):
             result["wrong"].append("incomplete after the last fill")
 
 
+def maintainer(path, other, keys, ragged):
+    """Merge, put again and prune, for ever."""
+    choose = random.Random(0)
+    with FeatureStore(path, block_bytes=BLOCK_ROWS * 4 * filling.DIM) as store:
+        while True:
+            store.merge(other)
+            part = keys[choose.randrange(len(keys)) :][:40]
+            store.put(SPACE, part, *filling.compute(part, ragged))
+            store.flush()
+            store.prune()
+            store.prune(choose.randrange(50_000))
+
+
+def maintenance_kills(n_kills, seed):
+    """Kill processes that merge and prune; check what is left."""
+    choose = random.Random(seed)
+    result = {"kills": 0, "wrong": [], "held": []}
+    for number in range(n_kills):
+        with tempfile.TemporaryDirectory() as name:
+            path, other, ragged = Path(name) / "store", Path(name) / "other", number % 2 == 1
+            keys = filling.make_keys(500, seed + number)
+            with FeatureStore(other, block_bytes=BLOCK_ROWS * 4 * filling.DIM) as store:
+                store.put(SPACE, keys, *filling.compute(keys, ragged))
+            pid = fork(maintainer, path, other, keys, ragged)
+            time.sleep(choose.uniform(0.02, 0.25))
+            os.kill(pid, signal.SIGKILL)
+            result["kills"] += end(pid) == -signal.SIGKILL
+            wrong, _ = check(path, keys, ragged, Log(Path(name) / "none"))
+            result["wrong"] += wrong
+            with FeatureStore(path) as store, FeatureStore(other) as source:
+                result["wrong"] += store.verify() + source.verify()
+                result["held"].append(int(store.held(SPACE, keys).sum()))
+                store.merge(source)
+                found, rows, lengths = store.read(SPACE, keys)
+                if not (found.all() and filling.is_true(keys, rows, lengths, ragged)):
+                    result["wrong"].append("incomplete after the last merge")
+    return result
+
+
 def racer(path, keys, seed, log):
     order = np.random.default_rng(seed).permutation(len(keys))
 
@@ -307,6 +346,7 @@ COMMANDS = {
     "fork_under_threads": fork_under_threads,
     "fork_with_open_store": fork_with_open_store,
     "kills": kills,
+    "maintenance_kills": maintenance_kills,
     "orphan": orphan,
     "race": race,
 }

@@ -13,6 +13,7 @@ import pytest
 from skpool.exceptions import StoreError
 from skpool.stores import HELD, MINE, FeatureStore
 from skpool.stores import _blocks as blocks_module
+from skpool.stores import _checksums as checksums_module
 
 SPACE = "5a" * 16
 
@@ -25,6 +26,9 @@ SPACE = "5a" * 16
         {"block_bytes": True},
         {"block_seconds": -1},
         {"block_seconds": float("nan")},
+        {"max_bytes": -1},
+        {"max_bytes": 1.5},
+        {"max_bytes": True},
     ],
 )
 def test_settings_that_make_no_sense_are_refused(tmp_path, settings):
@@ -89,14 +93,53 @@ def test_rows_larger_than_a_block_are_blocks_of_their_own(tmp_path, filling):
 def test_info_counts_what_is_on_the_disk(tmp_path, filling):
     keys = filling.make_keys(20)
     with FeatureStore(tmp_path) as store:
-        assert store.info() == {"format": 1, "n_blocks": 0, "n_bytes": 0, "n_rows": {}}
+        empty = store.info()
+        assert empty.pop("index_bytes") > 0
+        assert empty == {
+            "format": 1,
+            "n_blocks": 0,
+            "n_bytes": 0,
+            "n_rows": {},
+            "spaces": {},
+            "memory_bytes": 0,
+        }
         store.put("aa", keys, filling.vectors(keys))
         store.put("bb", keys[:5], *filling.tokens(keys[:5]))
         assert store.info()["n_blocks"] == 0
         store.flush()
-        n_bytes = sum(file.stat().st_size for file in (tmp_path / "blocks").iterdir())
-        expected = {"format": 1, "n_blocks": 2, "n_bytes": n_bytes, "n_rows": {"aa": 20, "bb": 5}}
-        assert store.info() == expected
+        sizes = [file.stat().st_size for file in sorted((tmp_path / "blocks").iterdir())]
+        info = store.info()
+        assert info["n_blocks"] == 2 and info["n_bytes"] == sum(sizes)
+        assert info["n_rows"] == {"aa": 20, "bb": 5}
+        assert info["spaces"]["aa"] == {
+            "n_rows": 20,
+            "n_duplicates": 0,
+            "n_blocks": 1,
+            "n_bytes": sizes[0],
+            "dtype": "float32",
+            "row_shape": (filling.DIM,),
+        }
+        assert info["spaces"]["bb"]["row_shape"] == (None, filling.DIM)
+
+
+def test_info_counts_rows_that_were_put_again(tmp_path, filling):
+    keys = filling.make_keys(20)
+    with FeatureStore(tmp_path) as store:
+        for part in (slice(0, 12), slice(8, 20), slice(10, 11)):
+            store.put(SPACE, keys[part], filling.vectors(keys[part]))
+            store.flush()
+        space = store.info()["spaces"][SPACE]
+        assert (space["n_rows"], space["n_duplicates"]) == (25, 5)
+
+
+def test_memory_of_the_index_is_24_bytes_a_key(tmp_path, filling):
+    keys = filling.make_keys(1000)
+    with FeatureStore(tmp_path) as store:
+        store.put(SPACE, keys, filling.vectors(keys))
+        store.flush()
+        assert store.info()["memory_bytes"] == 0
+        assert store.held(SPACE, keys).all()
+        assert store.info()["memory_bytes"] == 24 * 1000
 
 
 def test_repr_shows_path_and_settings(tmp_path):
@@ -226,7 +269,7 @@ def test_trouble_of_the_process_is_not_taken_for_damage(tmp_path, filling, monke
             raise OSError(errno.EMFILE, os.strerror(errno.EMFILE))
 
         with monkeypatch.context() as patch:
-            patch.setattr(blocks_module, "open", refuse, raising=False)
+            patch.setattr(checksums_module, "open", refuse, raising=False)
             with pytest.raises(StoreError, match="Too many open files"):
                 store.read(SPACE, keys)
         assert store.read(SPACE, keys)[0].all()

@@ -37,6 +37,15 @@ def test_fifty_killed_writers_leave_true_rows_no_litter_and_lose_one_block(drive
 
 
 @needs_fork
+@pytest.mark.parametrize("n_kills", [4, pytest.param(50, marks=pytest.mark.slow)])
+def test_killed_merges_and_prunes_leave_true_rows_and_no_litter(driver, n_kills):
+    result = driver("maintenance_kills", n_kills, n_kills)
+    assert result["kills"] == n_kills and result["wrong"] == []
+    # The kills did hit stores in the middle of something.
+    assert len(set(result["held"])) > 1
+
+
+@needs_fork
 @pytest.mark.parametrize("n_processes", [2, 3])
 def test_processes_compute_each_sample_once(driver, n_processes):
     result = driver("race", n_processes, 0, n_processes)
