@@ -8,5 +8,14 @@ Nothing here knows of networks or features.
 from skpool.inputs._decode import DecodeError, decode_image
 from skpool.inputs._image_sequence import ImageSequence
 from skpool.inputs._keys import sample_key
+from skpool.inputs._views import VIEWS, image_views, view_sequence
 
-__all__ = ["DecodeError", "ImageSequence", "decode_image", "sample_key"]
+__all__ = [
+    "VIEWS",
+    "DecodeError",
+    "ImageSequence",
+    "decode_image",
+    "image_views",
+    "sample_key",
+    "view_sequence",
+]

@@ -10,6 +10,8 @@ from skpool.pooling._gem import GeMPooling, GroupGeMPooling
 from skpool.pooling._kernels import POOLINGS
 from skpool.pooling._token import TokenPooling
 from skpool.pooling._validation import validate_tokens
+from skpool.pooling._view_aggregator import ViewAggregator
+from skpool.pooling._view_averaging import ViewAveragingClassifier
 
 __all__ = [
     "POOLINGS",
@@ -17,5 +19,7 @@ __all__ = [
     "GeMPooling",
     "GroupGeMPooling",
     "TokenPooling",
+    "ViewAggregator",
+    "ViewAveragingClassifier",
     "validate_tokens",
 ]
