@@ -9,6 +9,18 @@ fixed function of one sample.
 from skpool.backbones._backbone import Backbone
 from skpool.backbones._check_frozen import check_frozen
 from skpool.backbones._network import TOKEN_NORMS, Layout
+from skpool.backbones._random import random_network, random_recipe
 from skpool.backbones._recipe import ImageRecipe
+from skpool.backbones._recipes import BACKBONE_RECIPES, FamilyRecipe
 
-__all__ = ["Backbone", "ImageRecipe", "Layout", "check_frozen"]
+__all__ = [
+    "BACKBONE_RECIPES",
+    "TOKEN_NORMS",
+    "Backbone",
+    "FamilyRecipe",
+    "ImageRecipe",
+    "Layout",
+    "check_frozen",
+    "random_network",
+    "random_recipe",
+]

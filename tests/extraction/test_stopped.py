@@ -60,7 +60,10 @@ def folder(tmp_path):
 def _start(folder, tmp_path, mode):
     arguments = [folder, tmp_path / "store", tmp_path / "log", mode]
     return subprocess.Popen(
-        [sys.executable, str(DRIVER), *map(str, arguments)], stdout=subprocess.PIPE, text=True
+        [sys.executable, str(DRIVER), *map(str, arguments)],
+        stdout=subprocess.PIPE,
+        text=True,
+        env={**os.environ, "PYTHONPATH": os.pathsep.join(sys.path)},
     )
 
 
