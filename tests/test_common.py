@@ -69,7 +69,7 @@ def test_scikit_learn_check_passes(estimator, check):
     check(estimator)
 
 
-@parametrize_with_checks(ALL)
+@parametrize_with_checks(ALL, expected_failed_checks=expected_failures)
 def test_skpool_check_passes(estimator, check):
     check(estimator)
 

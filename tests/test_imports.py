@@ -33,9 +33,11 @@ ALLOWED = {
     "pooling": LEAVES | {"stores"},
     "model_selection": LEAVES | {"stores"},
     "base": LEAVES,
+    "layers": ESTIMATORS | {"stores", "pooling"},
     "preprocessing": ESTIMATORS,
     "prototypes": ESTIMATORS,
     "neighbors": ESTIMATORS,
+    "distributed": LEAVES | {"inputs", "extraction", "pooling", "stores"},
     "pipeline": ESTIMATORS | {"preprocessing"},
 }
 # Like tests, these use every room, and no room uses them.
@@ -191,7 +193,9 @@ STAGES = {
     "skpool.neighbors": RAW | {"skpool.stores", "skpool.pooling"},
     "skpool.pipeline": RAW | {"skpool.stores", "skpool.pooling"},
     "skpool.pooling": RAW,
+    "skpool.layers": RAW,
     "skpool.extraction": set(),
+    "skpool.distributed": {"dask", "distributed"},
 }
 
 

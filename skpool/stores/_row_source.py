@@ -110,8 +110,8 @@ class RowSource:
         return None
 
     def one_layer(self, place: int) -> "RowSource":
-        """The tokens of one of several layers."""
-        raise NotImplementedError
+        """The tokens of one of several layers; a source that can give it alone overrides this."""
+        return OneLayer(self, place)
 
     def reduce(
         self,
@@ -123,6 +123,46 @@ class RowSource:
     ) -> ArrayLike:
         """Turn every row into a vector; `fingerprint` names the function for a store."""
         raise NotImplementedError
+
+
+class OneLayer(RowSource):
+    """One layer of a source that gives several at once."""
+
+    def __init__(self, whole: RowSource, place: int):
+        self.whole = whole
+        self.place = place
+        self.n_rows = whole.n_rows
+        self.row_shape = whole.row_shape[1:]
+        self.dtype = whole.dtype
+        self.in_memory = whole.in_memory
+        self.n_prefix_tokens = whole.n_prefix_tokens
+        self.grid = whole.grid
+
+    def mask(self, rows: np.ndarray) -> np.ndarray | None:
+        """Real tokens of the rows."""
+        return self.whole.mask(rows)
+
+    def stream(self, rows: np.ndarray, batch_size: int | None = None) -> Iterator[TokenBatch]:
+        """Yield the layer of every batch."""
+        for positions, tokens, mask in self.whole.stream(rows, batch_size):
+            yield TokenBatch(positions, tokens[:, self.place], mask)
+
+    def reduce(
+        self,
+        rows: np.ndarray,
+        function: Reduction,
+        *,
+        fingerprint: str | None = None,
+        batch_size: int | None = None,
+    ) -> ArrayLike:
+        """Turn the layer of every row into a vector."""
+        name = None if fingerprint is None else f"{fingerprint} of layer {self.place}"
+        return self.whole.reduce(
+            rows,
+            lambda tokens, mask: function(tokens[:, self.place], mask),
+            fingerprint=name,
+            batch_size=batch_size,
+        )
 
 
 class ArraySource(RowSource):

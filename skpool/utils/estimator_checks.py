@@ -24,8 +24,8 @@ _MODES = ("raise", "warn", None)
 def _kind(estimator: BaseEstimator) -> str:
     """What the tags say that the estimator takes and gives."""
     tags = get_tags(estimator)
-    if tags.input_tags.three_d_array:
-        return "tokens"
+    if tags.input_tags.three_d_array and tags.transformer_tags is not None:
+        return "tokens" if tags.input_tags.two_d_array else "layers"
     if not tags.input_tags.two_d_array:
         return "images"
     if is_classifier(estimator):
@@ -40,6 +40,9 @@ def _checks_of(estimator: BaseEstimator) -> Iterator["suite.Check"]:
         return
     if kind == "tokens":
         yield from suite.TOKEN_CHECKS
+        return
+    if kind == "layers":
+        yield from suite.LAYER_CHECKS
         return
     yield from suite.SHARED_CHECKS
     if kind == "vectors":
@@ -98,8 +101,9 @@ def check_estimator(
 ) -> list[dict[str, Any]] | Iterator[tuple]:
     """Check that an estimator keeps the contracts of skpool.
 
-    Which checks run follows from its tags: ``input_tags.three_d_array`` (tokens in, vectors out),
-    ``not input_tags.two_d_array`` (raw images in), else vectors; classifiers, transformers and
+    Which checks run follows from its tags: ``input_tags.three_d_array`` (tokens in, vectors out;
+    without ``input_tags.two_d_array``, several layers in), ``not input_tags.two_d_array`` alone
+    (raw images in), else vectors; classifiers, transformers and
     estimators with `partial_fit` have checks of their own. Run scikit-learn's
     :func:`~sklearn.utils.estimator_checks.check_estimator` too.
 

@@ -10,6 +10,7 @@ from skpool.utils._estimator_checks._incremental import (
     INCREMENTAL_CHECKS,
     INCREMENTAL_CLASSIFIER_CHECKS,
 )
+from skpool.utils._estimator_checks._layers import LAYER_CHECKS
 from skpool.utils._estimator_checks._tokens import TOKEN_CHECKS
 from skpool.utils._estimator_checks._tools import Check
 from skpool.utils._estimator_checks._vectors import SHARED_CHECKS, VECTOR_CHECKS
@@ -19,6 +20,7 @@ __all__ = [
     "EXTRACTOR_CHECKS",
     "INCREMENTAL_CHECKS",
     "INCREMENTAL_CLASSIFIER_CHECKS",
+    "LAYER_CHECKS",
     "SHARED_CHECKS",
     "TOKEN_CHECKS",
     "VECTOR_CHECKS",

@@ -145,7 +145,10 @@ def check_other_width_is_refused_and_changes_nothing(estimator: BaseEstimator) -
 def check_wrong_rank_is_refused(estimator: BaseEstimator) -> None:
     """Tensors and arrays that are not (n_samples, n_features) are refused."""
     X = rows()
-    for name, values in {"rank 1": X[0], "rank 3": X[None], "no sample": X[:0]}.items():
+    cases = {"rank 1": X[0], "rank 3": X[None], "no sample": X[:0]}
+    if get_tags(estimator).input_tags.three_d_array:
+        cases["rank 4"] = cases.pop("rank 3")[None]
+    for name, values in cases.items():
         for given in (values, torch.from_numpy(values)):
             with refused(f"X of {name}"):
                 fitted(estimator, given, labels()[: len(values)])
