@@ -38,16 +38,18 @@ class Progress:
         if self._teller is None:
             yield from batches
             return
-        teller = self._teller
+        teller, context, done = self._teller, None, 0
         with callback_management_context(teller):
-            context = teller._init_callback_context("extract", max_subtasks=n_batches)
-            context.call_on_fit_task_begin(estimator=teller)
-            done = 0
             for batch in batches:
+                if context is None and len(batch.rows):
+                    # Not before there is something to compute: most passes find all rows stored.
+                    context = teller._init_callback_context("extract", max_subtasks=n_batches)
+                    context.call_on_fit_task_begin(estimator=teller)
                 if len(batch.rows) and done < n_batches:
                     step = context.subcontext("batch")
                     step.call_on_fit_task_begin(estimator=teller)
                     step.call_on_fit_task_end(estimator=teller)
                     done += 1
                 yield batch
-            context.call_on_fit_task_end(estimator=teller)
+            if context is not None:
+                context.call_on_fit_task_end(estimator=teller)
