@@ -19,7 +19,11 @@ from skpool.backbones._hf import open_hf
 from skpool.backbones._image_network import ImageNetwork
 from skpool.backbones._module import open_module
 from skpool.backbones._network import Layout, Network
+from skpool.backbones._open_clip import open_clip_tower
+from skpool.backbones._random import open_random
 from skpool.backbones._recipe import ImageRecipe
+from skpool.backbones._timm import open_timm
+from skpool.backbones._torchvision import open_torchvision
 from skpool.exceptions import BackboneError
 from skpool.utils import fingerprint
 
@@ -49,13 +53,17 @@ def open_glyph(name: str, recipe: ImageRecipe | None) -> Network:
         final_norm=module.norm,
         patch_size=_glyph.PATCH_SIZE,
         n_prefix_tokens=_glyph.N_PREFIX_TOKENS,
-        fixed_size=True,
+        fixed_size=_glyph.INPUT_SIZE,
     )
 
 
 SOURCES: dict[str, Callable[[str, ImageRecipe | None], Network]] = {
     "glyph": open_glyph,
+    "clip": open_clip_tower,
     "hf": open_hf,
+    "random": open_random,
+    "timm": open_timm,
+    "torchvision": open_torchvision,
 }
 
 _loaded: dict[tuple, Network] = {}
@@ -68,8 +76,11 @@ class Backbone:
     Parameters
     ----------
     spec : str
-        ``"glyph"`` (a small vision transformer that ships with skpool), or
-        ``"hf:<name on the hub or local directory>"`` (transformers).
+        ``"glyph"`` (a small vision transformer that ships with skpool), or the name of a model
+        after that of its library: ``"hf:facebook/dinov2-small"`` (transformers),
+        ``"timm:vit_small_patch14_dinov2.lvd142m"``, ``"torchvision:resnet50"``,
+        ``"clip:ViT-B-32/laion2b_s34b_b79k"`` (open_clip). Local files and directories too; the
+        guide has a page on the sources.
     recipe : ImageRecipe, default=None
         How images are prepared; None takes what the model itself says.
 
@@ -85,6 +96,9 @@ class Backbone:
         The commit of a hub model, where known.
     modality : str
         "image".
+    recommended_pooling : str, tuple of str or None
+        How the network's authors pool its tokens, as a strategy of `TokenPooling`; None where it
+        is not known.
     n_features : int
         Width of a token of the last layer.
     n_prefix_tokens : int
@@ -119,7 +133,10 @@ class Backbone:
 
     def _open(self) -> Network:
         source, _, name = self.spec.partition(":")
-        return SOURCES[source](name, self._recipe)
+        # Libraries draw initial weights before they read the real ones: the user's generator is
+        # put back.
+        with torch.random.fork_rng(devices=[]):
+            return SOURCES[source](name, self._recipe)
 
     @classmethod
     def from_module(
@@ -245,6 +262,7 @@ class Backbone:
         content = self._any_network().fingerprint
         r = self.recipe
         parts = (r.input_size, r.mean, r.std, r.crop_pct, r.interpolation, r.fit, r.draft)
+        parts += (r.crop_rounding,)
         return fingerprint(_PREPROCESSING, content, parts)
 
     @property
@@ -256,6 +274,11 @@ class Backbone:
     def modality(self) -> str:
         """What kind of samples the network reads: "image" or "text"."""
         return self._any_network().modality
+
+    @property
+    def recommended_pooling(self) -> str | tuple[str, ...] | None:
+        """How the authors of the network pool its tokens, as a strategy of `TokenPooling`."""
+        return self._any_network().pooling
 
     @property
     def layers(self) -> range:

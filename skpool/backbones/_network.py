@@ -56,10 +56,23 @@ class Network:
         is the module's own output, which for a transformer has passed its final norm.
     final_norm : torch.nn.Module or None
         The norm that a transformer applies to the output of its last block.
+    ends_normed : bool
+        Whether the module's own output has passed the final norm; CLIP in transformers, for
+        example, norms only what it pools.
+    same_width : bool
+        Whether every layer is as wide as the final norm.
+    own_layer : bool
+        Whether the module's own output is a layer after the last block's, as where a convolution
+        follows the blocks; else it stands in its place.
+    pooling : str, tuple of str or None
+        How the authors of the network pool its tokens, as `TokenPooling` names it.
     revision : str or None
         Version of the weights, where the source has one.
     settings : str
         Whatever beside the weights decides the outputs; part of the fingerprint.
+    only_saved : bool
+        Whether buffers that are not saved with the weights follow from the settings, so that the
+        fingerprint leaves them out. They change between versions of a library.
     """
 
     modality = "image"
@@ -70,12 +83,22 @@ class Network:
         *,
         blocks: Sequence[nn.Module] = (),
         final_norm: nn.Module | None = None,
+        ends_normed: bool = True,
+        same_width: bool = True,
+        own_layer: bool = False,
+        pooling: str | tuple[str, ...] | None = None,
         revision: str | None = None,
         settings: str = "",
+        only_saved: bool = False,
     ):
         self.module = module.eval().requires_grad_(False)
         self.blocks = list(blocks)
         self.final_norm = final_norm
+        self.ends_normed = ends_normed
+        self.same_width = same_width
+        self.own_layer = own_layer
+        self.pooling = pooling
+        self.only_saved = only_saved
         self.revision = revision
         self.settings = settings
         # Hooks belong to one pass at a time.
@@ -84,13 +107,17 @@ class Network:
     @property
     def n_layers(self) -> int:
         """Index of the last layer."""
-        return len(self.blocks)
+        return len(self.blocks) + self.own_layer
 
     @cached_property
     def fingerprint(self) -> str:
         """Hash of the weights, buffers and settings."""
         digest = hashlib.sha256(f"{type(self.module).__qualname__}\0{self.settings}".encode())
-        for name, tensor in [*self.module.named_parameters(), *self.module.named_buffers()]:
+        tensors = [*self.module.named_parameters(), *self.module.named_buffers()]
+        saved = self.module.state_dict() if self.only_saved else dict(tensors)
+        for name, tensor in tensors:
+            if name not in saved:
+                continue
             values = tensor.detach().cpu().contiguous()
             digest.update(f"{name}{values.dtype}{tuple(values.shape)}".encode())
             digest.update(values.flatten().view(torch.uint8).numpy().data)
@@ -120,18 +147,24 @@ class Network:
         return index
 
     def check_norm(self, norm: str) -> None:
-        """Refuse a norm on every layer where there is none."""
+        """Refuse a norm on every layer where there is none that fits."""
         if norm == "all" and self.final_norm is None:
             raise BackboneError(
                 "token_norm='all' applies the final norm of a transformer to every layer, and this "
                 "backbone has none; use token_norm='final'."
             )
+        if norm == "all" and not self.same_width:
+            raise BackboneError(
+                "token_norm='all' applies the final norm to every layer, and the layers of this "
+                "backbone differ in width; use token_norm='final'."
+            )
 
     def normed(self, layer: int, norm: str) -> bool:
         """Whether a layer's tokens have passed the final norm."""
-        if self.final_norm is None:
+        if self.final_norm is None or norm == "none":
             return False
-        return norm == "all" or (norm == "final" and self.layer_index(layer) == self.n_layers)
+        last = self.layer_index(layer) == self.n_layers
+        return norm == "all" or (last and self.ends_normed)
 
     @torch.no_grad()
     def outputs(
@@ -154,15 +187,17 @@ class Network:
         self.check_norm(norm)
         wanted = [self.layer_index(layer) for layer in layers]
         # Without its norm the last layer is the output of the last block.
-        tap_last = norm == "none" and self.final_norm is not None
-        hooked = {i for i in wanted if i < self.n_layers or tap_last}
+        tap_last = norm == "none" and self.final_norm is not None and self.ends_normed
+        hooked = {i for i in wanted if i <= len(self.blocks) and (i < self.n_layers or tap_last)}
         end = None if len(hooked) < len(set(wanted)) else max(hooked)
         kept: dict[int, object] = {}
 
         def keep(index: int, output: object) -> None:
-            kept[index] = output
             if index == end:
+                kept[index] = output
                 raise _LastLayerReached
+            # A copy, because what follows in the network may write into it.
+            kept[index] = first_tensor(output).clone()
 
         with self._lock:
             handles = [self._hook(index, keep) for index in hooked]
@@ -173,12 +208,13 @@ class Network:
             finally:
                 for handle in handles:
                     handle.remove()
-        return [
-            self.final_norm(first_tensor(kept[index]))
-            if norm == "all" and index < self.n_layers
-            else kept[index]
-            for index in wanted
-        ]
+        return [self._normed(kept[index], index, norm) for index in wanted]
+
+    def _normed(self, output: object, index: int, norm: str) -> object:
+        """Apply the final norm where it was asked for and the module has not done so."""
+        if norm != "all" or (index == self.n_layers and self.ends_normed):
+            return output
+        return self.final_norm(first_tensor(output))
 
     def _hook(self, index: int, keep: Callable[[int, object], None]):
         if index == 0:

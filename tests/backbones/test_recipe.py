@@ -29,6 +29,27 @@ def test_crop_takes_the_middle_without_resizing_when_sizes_fit():
     np.testing.assert_array_equal(recipe.prepare(image), np.asarray(image)[2:30, 6:34])
 
 
+@pytest.mark.parametrize(("rounding", "left"), [("down", 3), ("even", 4)])
+def test_half_a_pixel_in_the_middle_is_rounded_as_asked(rounding, left):
+    # 7 pixels too many: 3.5 on the left, of which torchvision makes round(3.5) = 4.
+    image = _gradient(35, 28)
+    recipe = ImageRecipe(input_size=28, crop_pct=1.0, crop_rounding=rounding)
+    np.testing.assert_array_equal(recipe.prepare(image), np.asarray(image)[:, left : left + 28])
+
+
+def test_squash_with_a_crop_equals_pillows_resize_and_crop():
+    image = _gradient(50, 30)
+    recipe = ImageRecipe(input_size=20, fit="squash", crop_pct=20 / 24)
+    expected = image.resize((24, 24), Image.Resampling.BICUBIC).crop((2, 2, 22, 22))
+    difference = recipe.prepare(image).astype(int) - np.asarray(expected)
+    assert np.abs(difference).max() <= 1
+
+
+def test_crop_share_left_out_is_the_usual_one_of_the_fit():
+    assert ImageRecipe() == ImageRecipe(crop_pct=0.875)
+    assert ImageRecipe(fit="squash") == ImageRecipe(fit="squash", crop_pct=1.0)
+
+
 def test_squash_equals_pillows_resize():
     image = _gradient(50, 30)
     recipe = ImageRecipe(input_size=20, fit="squash", interpolation="bilinear")
@@ -51,6 +72,7 @@ def test_normalize_is_the_published_formula():
     [
         {"interpolation": "cubic"},
         {"fit": "pad"},
+        {"crop_rounding": "up"},
         {"input_size": 0},
         {"crop_pct": 1.5},
         {"std": (0.0, 1.0, 1.0)},
