@@ -6,7 +6,10 @@ measured alone: the forward pass on ready pixels with all threads, and decoding 
 thread. Both use the processor, so with c cores an image cannot take less than
 (c * forward + decoding) / c seconds. The peer is the usual loop over a `DataLoader`.
 
-    python benchmarks/bench_extraction.py [--backbone glyph|hf:<directory>] [--images 128]
+    python benchmarks/bench_extraction.py [--backbone glyph|hf:<directory>] [--images 256]
+
+The peer reads and prepares its images by the same functions, and starts its workers as Python does
+by default, in every round.
 """
 
 import argparse
@@ -27,11 +30,15 @@ parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
 parser.add_argument("--backbone", default="glyph")
 parser.add_argument("--mean-std-half", action="store_true", help="mean and deviation 0.5")
 parser.add_argument("--crop-pct", type=float, default=0.875)
-parser.add_argument("--images", type=int, default=128)
+parser.add_argument("--images", type=int, default=256)
+parser.add_argument("--side", type=int, default=224, help="of the files, in pixels")
 parser.add_argument("--rounds", type=int, default=5)
 parser.add_argument("--threads", type=int, default=2)
 parser.add_argument("--batch-size", type=int, default=16)
 parser.add_argument("--workers", type=int, nargs="*", default=[0, 1, 2])
+parser.add_argument("--interpolation", default="bicubic")
+parser.add_argument("--dtypes", nargs="*", default=[], help="further float types of the pass")
+parser.add_argument("--compile", action="store_true", help="also with torch.compile")
 options = parser.parse_args()
 torch.set_num_threads(options.threads)
 
@@ -57,11 +64,11 @@ def main() -> None:
     half = {"mean": (0.5,) * 3, "std": (0.5,) * 3} if options.mean_std_half else {}
     recipe = None
     if options.backbone != "glyph":
-        recipe = ImageRecipe(crop_pct=options.crop_pct, **half)
+        recipe = ImageRecipe(crop_pct=options.crop_pct, interpolation=options.interpolation, **half)
     backbone = Backbone(options.backbone, recipe=recipe)
     layout = backbone.layout()
     with tempfile.TemporaryDirectory() as folder:
-        paths = write_photographs(Path(folder), options.images, 224)
+        paths = write_photographs(Path(folder), options.images, options.side)
         images = ImageSequence(paths)
         ready = backbone.prepare([images.load(i) for i in range(len(images))])
 
@@ -74,11 +81,11 @@ def main() -> None:
             for i in range(len(images)):
                 backbone.recipe.prepare(images.load(i))
 
-        def extract(n_workers: int | str) -> None:
+        def extract(n_workers: int | str = "auto", **how: object) -> None:
             # Without a cache, so that every round runs the network.
             with skpool.config_context(cache_bytes=0):
                 extractor = FeatureExtractor(
-                    backbone, batch_size=options.batch_size, n_workers=n_workers
+                    backbone, batch_size=options.batch_size, n_workers=n_workers, **how
                 )
                 TokenPooling("mean").fit_transform(extractor.transform(paths))
 
@@ -87,7 +94,6 @@ def main() -> None:
                 Photographs(paths, backbone.recipe),
                 batch_size=options.batch_size,
                 num_workers=n_workers,
-                multiprocessing_context="spawn" if n_workers else None,
             )
             pooled = []
             with torch.inference_mode():
@@ -97,9 +103,11 @@ def main() -> None:
             torch.cat(pooled).numpy()
 
         competitors = {"forward only": forward, "decoding, 1 thread": decode}
-        competitors["skpool"] = lambda: extract("auto")
-        for n in options.workers:
-            competitors[f"skpool, {n} workers"] = lambda n=n: extract(n)
+        competitors["skpool"] = extract
+        for dtype in options.dtypes:
+            competitors[f"skpool, {dtype}"] = lambda dtype=dtype: extract(dtype=dtype)
+        if options.compile:
+            competitors["skpool, compiled"] = lambda: extract(compile=True)
         for n in options.workers:
             competitors[f"DataLoader, {n} workers"] = lambda n=n: loop(n)
         seconds = rounds(competitors, options.rounds)
@@ -107,15 +115,17 @@ def main() -> None:
     cores = options.threads
     bound = seconds["forward only"] + seconds["decoding, 1 thread"] / cores
     print(header(options.threads))
-    print(f"{options.backbone}, {len(paths)} JPEG files of 224 px, batches of {options.batch_size}")
+    print(f"{options.backbone}, {len(paths)} JPEG files of {options.side} px, ", end="")
+    print(f"batches of {options.batch_size}")
     print("images/s is the median of the rounds, with the smallest and the largest; share of the")
     print("bound (forward + decoding / cores) is taken within each round\n")
     print("| what | images/s | share of the bound |")
     print("| --- | --- | --- |")
     for name, values in {**seconds, "bound": bound}.items():
         print(f"| {name} | {spread(len(paths) / values)} | {spread(bound / values)} |")
-    best = np.median([seconds[n] for n in seconds if n.startswith("DataLoader")], axis=1).min()
-    print(f"\nskpool against the best loop: {best / np.median(seconds['skpool']):.2f}x as fast")
+    loops = np.stack([values for name, values in seconds.items() if name.startswith("DataLoader")])
+    best = loops[np.median(loops, axis=1).argmin()]
+    print(f"\nskpool is {spread(best / seconds['skpool'])} times as fast as the best loop")
 
 
 if __name__ == "__main__":
