@@ -1,17 +1,21 @@
 # SPDX-License-Identifier: BSD-3-Clause
 """Cheap configured instances of every public estimator, for the suites over all of them."""
 
+from importlib.util import find_spec
+
 from nets import token_backbone
 from sklearn.base import BaseEstimator
 from sklearn.linear_model import LogisticRegression
 from sklearn.pipeline import make_pipeline
 from sklearn.utils import get_tags
+from text_nets import letter_backbone, shared_text_model
 
 from skpool.extraction import (
     FeatureExtractor,
     PatchDictionaryExtractor,
     RandomFeatureExtractor,
     TestTimeAugmentation,
+    TextFeatureExtractor,
 )
 from skpool.layers import BackboneSelector, LayerAggregator, LayerSelector
 from skpool.neighbors import WeightedKNNClassifier
@@ -27,6 +31,16 @@ from skpool.preprocessing import L2Normalizer, PowerNormalizer, Whitening
 from skpool.prototypes import NearestClassMeanClassifier
 
 __all__ = ["INSTANCES", "expected_failures", "name_of", "takes_vectors"]
+
+
+def _text_models() -> list[BaseEstimator]:
+    bert, llama = shared_text_model("bert"), shared_text_model("llama")
+    return [
+        TextFeatureExtractor(bert),
+        TextFeatureExtractor(llama, pooling=None, instruction="read: "),
+        TextFeatureExtractor(bert, pooling="cls", echo=True, dtype="float16"),
+    ]
+
 
 INSTANCES: dict[type, list[BaseEstimator]] = {
     BackboneSelector: [BackboneSelector("rankme")],
@@ -76,6 +90,10 @@ INSTANCES: dict[type, list[BaseEstimator]] = {
         TestTimeAugmentation(
             make_pipeline(FeatureExtractor("glyph", layers=0), TokenPooling()), views="five_crop"
         ),
+    ],
+    TextFeatureExtractor: [
+        TextFeatureExtractor(letter_backbone(), layers=[0, -1], chunk=16, output="torch"),
+        *([] if find_spec("transformers") is None else _text_models()),
     ],
     TokenPooling: [TokenPooling(), TokenPooling(("mean", "max", "std"), normalize_tokens=True)],
     ViewAggregator: [

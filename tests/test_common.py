@@ -17,6 +17,7 @@ from numpydoc.validate import validate
 from sklearn.base import BaseEstimator, clone
 from sklearn.utils import get_tags
 from sklearn.utils.estimator_checks import parametrize_with_checks as sklearn_checks
+from text_nets import TEXTS
 
 from skpool.utils.discovery import all_estimators, all_public_objects
 from skpool.utils.estimator_checks import parametrize_with_checks
@@ -38,6 +39,8 @@ def data_for(estimator: BaseEstimator) -> np.ndarray:
     tags = get_tags(estimator)
     if tags.input_tags.three_d_array:
         return rng.normal(size=(8, 6, 12))
+    if tags.input_tags.string:
+        return np.array(TEXTS)
     if tags.input_tags.two_d_array:
         return rng.normal(size=(40, 12)) + 3 * np.eye(12)[LABELS]
     return rng.integers(0, 256, size=(8, 16, 16, 3), dtype=np.uint8)

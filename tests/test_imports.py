@@ -29,7 +29,7 @@ ALLOWED = {
     "backbones": LEAVES,
     "statistics": LEAVES,
     "stores": LEAVES,
-    "extraction": LEAVES | {"inputs", "backbones", "stores"},
+    "extraction": LEAVES | {"inputs", "backbones", "pooling", "stores"},
     "pooling": LEAVES | {"stores"},
     "model_selection": LEAVES | {"stores"},
     "base": LEAVES,

@@ -16,12 +16,16 @@ from torch import nn
 
 from skpool.backbones import _glyph
 from skpool.backbones._hf import open_hf
+from skpool.backbones._hf_text import is_text_model, open_hf_text
 from skpool.backbones._image_network import ImageNetwork
 from skpool.backbones._module import open_module
 from skpool.backbones._network import Layout, Network
 from skpool.backbones._open_clip import open_clip_tower
 from skpool.backbones._random import open_random
 from skpool.backbones._recipe import ImageRecipe
+from skpool.backbones._st import open_st
+from skpool.backbones._text_module import open_text_module
+from skpool.backbones._text_recipe import TextRecipe
 from skpool.backbones._timm import open_timm
 from skpool.backbones._torchvision import open_torchvision
 from skpool.exceptions import BackboneError
@@ -29,9 +33,13 @@ from skpool.utils import fingerprint
 
 __all__ = ["SOURCES", "Backbone"]
 
+Recipe = ImageRecipe | TextRecipe
+
 # What is computed for a sample also depends on our own preprocessing: a change of its results
 # must raise this number, so that no store serves the features of an older rule.
 _PREPROCESSING = 2
+# The same for texts.
+_TOKENISATION = 1
 
 
 def open_glyph(name: str, recipe: ImageRecipe | None) -> Network:
@@ -57,14 +65,28 @@ def open_glyph(name: str, recipe: ImageRecipe | None) -> Network:
     )
 
 
-SOURCES: dict[str, Callable[[str, ImageRecipe | None], Network]] = {
+def open_hf_any(name: str, recipe: Recipe | None) -> Network:
+    """Load a model of images or of texts, whichever it or the recipe says."""
+    if isinstance(recipe, TextRecipe) or (recipe is None and is_text_model(name)):
+        return open_hf_text(name, recipe)
+    return open_hf(name, recipe)
+
+
+def _module_opener(recipe: Recipe) -> Callable[..., Network]:
+    return open_text_module if isinstance(recipe, TextRecipe) else open_module
+
+
+SOURCES: dict[str, Callable[[str, Recipe | None], Network]] = {
     "glyph": open_glyph,
     "clip": open_clip_tower,
-    "hf": open_hf,
+    "hf": open_hf_any,
     "random": open_random,
+    "st": open_st,
     "timm": open_timm,
     "torchvision": open_torchvision,
 }
+# Recipes that the networks of a source take; all others take those of images.
+_RECIPES = {"hf": Recipe, "st": TextRecipe}
 
 _loaded: dict[tuple, Network] = {}
 _loading = threading.RLock()
@@ -79,23 +101,24 @@ class Backbone:
         ``"glyph"`` (a small vision transformer that ships with skpool), or the name of a model
         after that of its library: ``"hf:facebook/dinov2-small"`` (transformers),
         ``"timm:vit_small_patch14_dinov2.lvd142m"``, ``"torchvision:resnet50"``,
-        ``"clip:ViT-B-32/laion2b_s34b_b79k"`` (open_clip). Local files and directories too; the
-        guide has a page on the sources.
-    recipe : ImageRecipe, default=None
-        How images are prepared; None takes what the model itself says.
+        ``"clip:ViT-B-32/laion2b_s34b_b79k"`` (open_clip), ``"st:all-MiniLM-L6-v2"`` (texts, in the
+        format of sentence-transformers). Local files and directories too; the guide has a page on
+        the sources.
+    recipe : ImageRecipe or TextRecipe, default=None
+        How images are prepared, or texts pooled; None takes what the model itself says.
 
     Attributes
     ----------
     spec : str
         The name.
-    recipe : ImageRecipe
-        Size, crop, interpolation, mean and deviation of its images.
+    recipe : ImageRecipe or TextRecipe
+        Size, crop, interpolation, mean and deviation of its images; or pooling and prompts.
     fingerprint : str
         Hash of weights, preprocessing and layer naming; the same in every process.
     revision : str or None
         The commit of a hub model, where known.
-    modality : str
-        "image".
+    modality : {"image", "text"}
+        What kind of samples it reads.
     recommended_pooling : str, tuple of str or None
         How the network's authors pool its tokens, as a strategy of `TokenPooling`; None where it
         is not known.
@@ -120,13 +143,18 @@ class Backbone:
     (1, (8, 8))
     """
 
-    def __init__(self, spec: str, *, recipe: ImageRecipe | None = None):
+    def __init__(self, spec: str, *, recipe: Recipe | None = None):
         source = str(spec).partition(":")[0]
         if source not in SOURCES:
             raise BackboneError(
                 f"backbone={spec!r} names no known source; write one of "
                 f"{sorted(s if s == 'glyph' else s + ':<name>' for s in SOURCES)}, or use "
                 "Backbone.from_module."
+            )
+        if recipe is not None and not isinstance(recipe, _RECIPES.get(source, ImageRecipe)):
+            raise BackboneError(
+                f"recipe={recipe!r:.60} does not fit {spec!r}; give an ImageRecipe to a network of "
+                "images and a TextRecipe to one of texts."
             )
         object.__setattr__(self, "spec", str(spec))
         object.__setattr__(self, "_recipe", recipe)
@@ -143,7 +171,8 @@ class Backbone:
         cls,
         module: nn.Module,
         *,
-        recipe: ImageRecipe,
+        recipe: Recipe,
+        tokenizer: Callable[[str], Sequence[int]] | object | None = None,
         layer_paths: Sequence[str] = (),
         patch_size: int | None = None,
         n_prefix_tokens: int | None = None,
@@ -154,9 +183,13 @@ class Backbone:
         ----------
         module : torch.nn.Module
             For images (n, 3, h, w) it returns tokens (n, L, d), a map (n, d, h, w) or vectors
-            (n, d), or a tuple or transformers output that begins with one of these.
-        recipe : ImageRecipe
-            How its images are prepared.
+            (n, d), or a tuple or transformers output that begins with one of these. For texts it
+            is called with ids (n, L) and, if it takes a second argument, a mask (n, L), and
+            returns tokens (n, L, d).
+        recipe : ImageRecipe or TextRecipe
+            How its images are prepared, or its texts pooled; decides which of them it reads.
+        tokenizer : callable or tokenizer of transformers, default=None
+            For texts: a function from a text to its token ids.
         layer_paths : sequence of str, default=()
             Dotted names of the submodules whose outputs are layers 1, 2, ...; the module's own
             output is the last layer in place of the last submodule's.
@@ -180,11 +213,11 @@ class Backbone:
         """
         # A copy, because a backbone is immutable: training the original later must not change
         # features under a fingerprint that was already given.
-        options = {
-            "layer_paths": tuple(layer_paths),
-            "patch_size": patch_size,
-            "n_prefix_tokens": n_prefix_tokens,
-        }
+        options = {"layer_paths": tuple(layer_paths)}
+        if isinstance(recipe, TextRecipe):
+            options["tokenizer"] = tokenizer
+        else:
+            options |= {"patch_size": patch_size, "n_prefix_tokens": n_prefix_tokens}
         return _ModuleBackbone(copy.deepcopy(module), recipe, options)
 
     # A value: equal by content, unchangeable, its own clone.
@@ -252,8 +285,8 @@ class Backbone:
         return self.network()
 
     @property
-    def recipe(self) -> ImageRecipe:
-        """How images are prepared."""
+    def recipe(self) -> Recipe:
+        """How images are prepared, or texts pooled."""
         return self._recipe or self._any_network().recipe
 
     @property
@@ -261,6 +294,9 @@ class Backbone:
         """Hash of weights, preprocessing and layer naming."""
         content = self._any_network().fingerprint
         r = self.recipe
+        if isinstance(r, TextRecipe):
+            # It changes no token, and the tokenizer is part of the content.
+            return fingerprint(_TOKENISATION, content)
         parts = (r.input_size, r.mean, r.std, r.crop_pct, r.interpolation, r.fit, r.draft)
         parts += (r.crop_rounding,)
         return fingerprint(_PREPROCESSING, content, parts)
@@ -328,18 +364,21 @@ class Backbone:
             raise BackboneError(f"height={height} and width={width} differ; images are square.")
         return self.layout(size=height).grid
 
-    def prepare(self, samples: Sequence[Image.Image], *, size: int | None = None) -> torch.Tensor:
-        """Resize and crop images into one batch, on the host.
+    def prepare(
+        self, samples: Sequence[Image.Image | str], *, size: int | None = None
+    ) -> torch.Tensor:
+        """Resize and crop images, or tokenise texts, into one batch, on the host.
 
         Parameters
         ----------
-        samples : sequence of PIL images, mode RGB
+        samples : sequence of PIL images, mode RGB, or of str
         size : int, default=None
-            Side of the images; None for the recipe's.
+            Side of the images, or most tokens of a text; None for the recipe's.
 
         Returns
         -------
         batch : tensor of shape (n, size, size, 3), uint8
+            Of texts (n, longest), int64, with -1 where there is no token.
         """
         return self._any_network().prepare(samples, size)
 
@@ -350,7 +389,7 @@ class Backbone:
 
         Parameters
         ----------
-        batch : tensor of shape (n, size, size, 3), uint8
+        batch : tensor
             From `prepare`.
         layers : sequence of int, default=(-1,)
         norm : {"final", "all", "none"}, default="final"
@@ -363,18 +402,19 @@ class Backbone:
         mask : tensor of shape (n, n_tokens), bool, or None
             True for real tokens; None where all are, as in an image.
         """
-        return self.network(batch.device).forward(batch, layers, norm), None
+        network = self.network(batch.device)
+        return network.forward(batch, layers, norm), network.mask(batch)
 
 
-def _rebuild(spec: str, recipe: ImageRecipe | None) -> Backbone:
+def _rebuild(spec: str, recipe: Recipe | None) -> Backbone:
     return Backbone(spec, recipe=recipe)
 
 
 class _ModuleBackbone(Backbone):
     """A backbone that is known by its content and carries its module in pickles."""
 
-    def __init__(self, module: nn.Module, recipe: ImageRecipe, options: dict):
-        network = open_module(module, recipe, **options)
+    def __init__(self, module: nn.Module, recipe: Recipe, options: dict):
+        network = _module_opener(recipe)(module, recipe, **options)
         spec = f"module:{network.fingerprint}"
         with _loading:
             # Every unpickled copy in a process shares the first one's weights.
@@ -388,7 +428,8 @@ class _ModuleBackbone(Backbone):
             object.__setattr__(self, name, value)
 
     def _open(self) -> Network:
-        return open_module(copy.deepcopy(self._module), self._recipe, **self._options)
+        opener = _module_opener(self._recipe)
+        return opener(copy.deepcopy(self._module), self._recipe, **self._options)
 
     def __reduce__(self):
         return _ModuleBackbone, (self._module, self._recipe, self._options)

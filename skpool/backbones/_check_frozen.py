@@ -8,6 +8,7 @@ depend on order) stands on it, and a network left in training mode breaks it wit
 from collections.abc import Sequence
 
 import torch
+from torch.nn import functional
 
 from skpool.backbones._backbone import Backbone
 from skpool.exceptions import BackboneError
@@ -29,7 +30,7 @@ def check_frozen(
     Parameters
     ----------
     backbone : Backbone
-    X : sequence of at least 2 PIL images, mode RGB
+    X : sequence of at least 2 PIL images, mode RGB, or texts
     rtol : float, default=1e-4
         Largest difference allowed, relative to the largest feature; in half precision on a GPU
         about 1e-2 is usual.
@@ -57,19 +58,25 @@ def check_frozen(
     ['alone', 'permuted', 'repeated']
     """
     if len(X) < 2:
-        raise ValueError(f"X holds {len(X)} image(s); give at least 2 different ones.")
+        raise ValueError(f"X holds {len(X)} sample(s); give at least 2 different ones.")
     network = backbone.network(device)
     state = {k: v.clone() for k, v in network.module.state_dict().items()}
     batch = backbone.prepare(X).to(device)
 
-    def run(pixels: torch.Tensor) -> torch.Tensor:
-        return backbone.forward(pixels)[0][0].double()
+    def run(batch: torch.Tensor) -> torch.Tensor:
+        (tokens,), mask = backbone.forward(batch)
+        return (tokens if mask is None else tokens.where(mask[..., None], 0.0)).double()
+
+    def run_alone(sample: object) -> torch.Tensor:
+        tokens = run(backbone.prepare([sample]).to(device))
+        # A text alone has no padding.
+        return functional.pad(tokens, (0, 0, 0, together.shape[1] - tokens.shape[1]))
 
     together = run(batch)
     report = {
         "repeated": _difference(together, run(batch)),
         "permuted": _difference(together, run(batch.flip(0)).flip(0)),
-        "alone": _difference(together, torch.cat([run(one[None]) for one in batch])),
+        "alone": _difference(together, torch.cat([run_alone(x) for x in X])),
     }
     faults = [f"{name} differs by {value:.1e}" for name, value in report.items() if value > rtol]
     for name, value in network.module.state_dict().items():

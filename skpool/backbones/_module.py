@@ -16,7 +16,7 @@ from skpool.backbones._recipe import ImageRecipe
 from skpool.exceptions import BackboneError
 from skpool.utils import fingerprint
 
-__all__ = ["open_module"]
+__all__ = ["behaviour", "code_of", "open_module"]
 
 
 def _code_parts(code: CodeType) -> list[str]:
@@ -52,14 +52,19 @@ def _closed_over(function: FunctionType) -> list[str]:
     return [f"{n}={value!r}" for n, value in zip(names, cells, strict=True) if _is_plain(value)]
 
 
-def _behaviour(module: nn.Module) -> list[list[str]]:
+def code_of(function: FunctionType) -> list[str]:
+    """What a function does, and the plain values around it."""
+    return [*_code_parts(function.__code__), *_closed_over(function)]
+
+
+def behaviour(module: nn.Module) -> list[list[str]]:
     """Per submodule its class, its settings, and the code of forward methods not torch's own."""
     described = []
     for name, child in module.named_modules():
         kind = type(child)
         lines = [name, kind.__qualname__, *_plain_settings(child)]
         if not kind.__module__.startswith("torch.") and hasattr(kind.forward, "__code__"):
-            lines += [*_code_parts(kind.forward.__code__), *_closed_over(kind.forward)]
+            lines += code_of(kind.forward)
         described.append(lines)
     return described
 
@@ -99,5 +104,5 @@ def open_module(
         blocks=blocks,
         patch_size=patch_size,
         n_prefix_tokens=n_prefix_tokens,
-        settings=fingerprint(_behaviour(module), list(layer_paths), patch_size, n_prefix_tokens),
+        settings=fingerprint(behaviour(module), list(layer_paths), patch_size, n_prefix_tokens),
     )

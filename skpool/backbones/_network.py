@@ -166,6 +166,10 @@ class Network:
         last = self.layer_index(layer) == self.n_layers
         return norm == "all" or (last and self.ends_normed)
 
+    def mask(self, batch: torch.Tensor) -> torch.Tensor | None:
+        """Real tokens of a batch, (n, L) bool, or None where all are."""
+        return None
+
     @torch.no_grad()
     def outputs(
         self, call: Callable[[], object], layers: Sequence[int], norm: str = "final"

@@ -6,13 +6,11 @@ from collections.abc import Sequence
 from numbers import Integral
 
 import numpy as np
-import torch
-from sklearn.base import BaseEstimator, TransformerMixin, _fit_context
-from sklearn.callback import CallbackSupportMixin
-from sklearn.utils import Tags
+from sklearn.base import _fit_context
 from sklearn.utils._param_validation import Interval, StrOptions
 
-from skpool.backbones import TOKEN_NORMS, Backbone
+from skpool.backbones import Backbone
+from skpool.extraction._base import BaseExtractor
 from skpool.extraction._image_source import ImageSettings, ImageSource
 from skpool.extraction._progress import Progress
 from skpool.inputs import ImageSequence
@@ -21,12 +19,8 @@ from skpool.utils import ArrayLike
 
 __all__ = ["FeatureExtractor"]
 
-_Auto = StrOptions({"auto"})
 
-
-class FeatureExtractor(
-    CallbackSupportMixin, TransformerMixin, BaseEstimator, auto_wrap_output_keys=None
-):
+class FeatureExtractor(BaseExtractor, auto_wrap_output_keys=None):
     """Tokens of a frozen pretrained network, computed once per image and only when needed.
 
     `transform` returns at once: the tokens are computed when a pooling streams them, batch by
@@ -112,20 +106,11 @@ class FeatureExtractor(
     """
 
     _parameter_constraints: dict = {
-        "backbone": [str, Backbone],
-        "layers": [Integral, "array-like"],
+        **BaseExtractor._parameter_constraints,
         "tokens": [StrOptions({"all", "patch", "cls"})],
-        "token_norm": [StrOptions(set(TOKEN_NORMS))],
         "image_size": [Interval(Integral, 1, None, closed="left"), None],
-        "batch_size": [Interval(Integral, 1, None, closed="left"), _Auto],
-        "device": [str, torch.device],
-        "dtype": [StrOptions({"auto", "float32", "float16", "bfloat16"})],
-        "compile": ["boolean"],
-        "store": [str, os.PathLike, FeatureStore, None],
-        "keep_tokens": ["boolean", _Auto],
         "on_error": [StrOptions({"raise", "nan"})],
-        "n_workers": [Interval(Integral, 0, None, closed="left"), _Auto],
-        "output": [StrOptions({"numpy", "torch"})],
+        "n_workers": [Interval(Integral, 0, None, closed="left"), StrOptions({"auto"})],
     }
 
     def __init__(
@@ -209,25 +194,18 @@ or ImageSequence
 
     def _settings(self) -> ImageSettings:
         backbone, device = self._backbone(), self._device()
-        # Loaded where it will run, or the facts would load a second copy on the host.
-        network = backbone.network(device, compiled=self.compile)
-        if network.modality != "image":
-            raise ValueError(
-                f"{backbone!r} is a network of {network.modality}; use TextFeatureExtractor."
-            )
-        # The layers, norm and size are checked now, not when the first batch runs.
-        network.check_norm(self.token_norm)
-        self._check_layouts(backbone)
-        several = np.ndim(self.layers) == 1
+        self._network(backbone, device, "image", "TextFeatureExtractor")
+        layers, several = self._layers()
+        self._check_layouts(backbone, layers)
         return ImageSettings(
             backbone=backbone,
-            layers=tuple(self.layers) if several else (self.layers,),
+            layers=tuple(layers),
             several=several,
             token_norm=self.token_norm,
             image_size=self.image_size,
             batch_size=self._batch_size(device, self.image_size or backbone.recipe.input_size),
             device=device,
-            dtype="float32" if self.dtype == "auto" else self.dtype,
+            dtype=self._dtype(),
             compiled=self.compile,
             n_workers=self._n_threads(device),
             keep_tokens=self._keeps_tokens(device),
@@ -235,13 +213,8 @@ or ImageSequence
             output=self.output,
         )
 
-    def _check_layouts(self, backbone: Backbone) -> None:
+    def _check_layouts(self, backbone: Backbone, layers: list[int]) -> None:
         """Refuse layers that cannot stand side by side, or lack what `tokens` asks for."""
-        layers = np.atleast_1d(self.layers).tolist()
-        if not layers or not all(isinstance(layer, int) for layer in layers):
-            raise ValueError(
-                f"layers={self.layers!r} is not valid; give one or more whole numbers."
-            )
         layouts = [backbone.layout(layer, self.image_size) for layer in layers]
         if len(set(layouts)) > 1:
             shapes = [(layout.n_tokens, layout.n_features) for layout in layouts]
@@ -261,26 +234,6 @@ or ImageSequence
         if self.keep_tokens == "auto":
             return self.store is not None or device == "cpu"
         return self.keep_tokens
-
-    def _backbone(self) -> Backbone:
-        return self.backbone if isinstance(self.backbone, Backbone) else Backbone(self.backbone)
-
-    def _open_store(self) -> FeatureStore | None:
-        if self.store is None or isinstance(self.store, FeatureStore):
-            return self.store
-        return FeatureStore.shared(self.store)
-
-    def _device(self) -> str:
-        if self.device == "auto":
-            return "cuda" if torch.cuda.is_available() else "cpu"
-        try:
-            torch.empty(0, device=self.device)
-        except (RuntimeError, AssertionError) as error:
-            raise ValueError(
-                f"device={self.device!r} cannot be used ({str(error).splitlines()[0]}); "
-                "use device='auto' or 'cpu'."
-            ) from None
-        return str(self.device)
 
     def _batch_size(self, device: str, side: int) -> int:
         """As many pixels as keep the device busy; more would only take memory."""
@@ -317,24 +270,3 @@ or ImageSequence
         layer = np.atleast_1d(self.layers).tolist()[-1]
         width = self._backbone().layout(layer, self.image_size).n_features
         return np.array([f"featureextractor{i}" for i in range(width)], dtype=object)
-
-    def set_output(self, *, transform=None) -> "FeatureExtractor":
-        """Accept the call of a pipeline and change nothing: tokens are not a table.
-
-        Parameters
-        ----------
-        transform : ignored
-            Present for the API.
-
-        Returns
-        -------
-        self : estimator
-        """
-        return self
-
-    def __sklearn_tags__(self) -> Tags:
-        tags = super().__sklearn_tags__()
-        tags.requires_fit = False
-        tags.no_validation = True
-        tags.input_tags.two_d_array = False
-        return tags

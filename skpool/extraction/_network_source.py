@@ -298,10 +298,13 @@ class NetworkSource(RowSource):
             self._keys,
             rows,
             self._pass if self._whole is None else self._part_of_whole,
-            read_at_once=max(
-                1, _READ_BYTES // (int(np.prod(self.row_shape)) * self.dtype.itemsize)
-            ),
+            read_at_once=self._read_at_once,
         )
+
+    @property
+    def _read_at_once(self) -> int:
+        """Stored rows that are in memory at a time."""
+        return max(1, _READ_BYTES // (int(np.prod(self.row_shape)) * self.dtype.itemsize))
 
     def _part_of_whole(self, rows: Chunks) -> Iterator[Rows]:
         for part in self._whole._tokens(rows):

@@ -26,6 +26,8 @@ def _kind(estimator: BaseEstimator) -> str:
     tags = get_tags(estimator)
     if tags.input_tags.three_d_array and tags.transformer_tags is not None:
         return "tokens" if tags.input_tags.two_d_array else "layers"
+    if tags.input_tags.string:
+        return "texts"
     if not tags.input_tags.two_d_array:
         return "images"
     if is_classifier(estimator):
@@ -37,6 +39,9 @@ def _checks_of(estimator: BaseEstimator) -> Iterator["suite.Check"]:
     kind = _kind(estimator)
     if kind == "images":
         yield from suite.EXTRACTOR_CHECKS
+        return
+    if kind == "texts":
+        yield from suite.TEXT_CHECKS
         return
     if kind == "tokens":
         yield from suite.TOKEN_CHECKS

@@ -11,6 +11,7 @@ from skpool.utils._estimator_checks._incremental import (
     INCREMENTAL_CLASSIFIER_CHECKS,
 )
 from skpool.utils._estimator_checks._layers import LAYER_CHECKS
+from skpool.utils._estimator_checks._texts import TEXT_CHECKS
 from skpool.utils._estimator_checks._tokens import TOKEN_CHECKS
 from skpool.utils._estimator_checks._tools import Check
 from skpool.utils._estimator_checks._vectors import SHARED_CHECKS, VECTOR_CHECKS
@@ -22,6 +23,7 @@ __all__ = [
     "INCREMENTAL_CLASSIFIER_CHECKS",
     "LAYER_CHECKS",
     "SHARED_CHECKS",
+    "TEXT_CHECKS",
     "TOKEN_CHECKS",
     "VECTOR_CHECKS",
     "Check",
