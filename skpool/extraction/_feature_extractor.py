@@ -71,7 +71,8 @@ class FeatureExtractor(BaseExtractor, auto_wrap_output_keys=None):
         "raise" raises one error that names every bad image with its reason, and "nan" gives NaN
         rows and lists them in `failed_`.
     n_workers : int or "auto", default="auto"
-        Threads that decode images ahead of the network; 0 decodes between batches.
+        Threads that decode images: ahead of a network on another device; in turn with a network on
+        the host, which needs the same cores. 0 decodes in the caller's thread.
     output : {"numpy", "torch"}, default="numpy"
         Container of the vectors that poolings make of the tokens; "torch" leaves them on the
         device.
@@ -240,7 +241,7 @@ or ImageSequence
         if self.batch_size != "auto":
             return self.batch_size
         images = 128 if device.startswith("cuda") else 16
-        return int(np.clip(images * 224**2 // side**2, 1, 8 * images))
+        return int(np.clip(images * 224**2 // side**2, 1, 4 * images))
 
     def _n_threads(self, device: str) -> int:
         if self.n_workers != "auto":

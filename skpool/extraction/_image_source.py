@@ -1,5 +1,8 @@
 # SPDX-License-Identifier: BSD-3-Clause
-"""Images through a frozen network: decoded in threads ahead of the device, run batch by batch."""
+"""Images through a frozen network: decoded in threads, run batch by batch.
+
+Ahead of a device that works by itself; in turn with a network that needs the same cores.
+"""
 
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -13,7 +16,7 @@ from skpool.extraction._exchange import Chunks
 from skpool.extraction._network_source import NetworkSource, PassSettings
 from skpool.extraction._progress import Progress
 from skpool.extraction._spaces import Rows
-from skpool.extraction._threads import map_ahead
+from skpool.extraction._threads import map_ahead, map_in_bursts
 from skpool.inputs import DecodeError, ImageSequence
 from skpool.stores import FeatureStore
 from skpool.utils import fingerprint
@@ -22,6 +25,11 @@ __all__ = ["ImageSettings", "ImageSource"]
 
 # A task for a thread is a few images, or handing it over costs more than a small image's work.
 _IMAGES_PER_TASK = 8
+# Where decoding and network take turns, a turn of decoding is a few batches: the caches and the
+# threads of the network are cold after each.
+_BATCHES_PER_BURST = 4
+# Tasks of one turn per thread, at least, so that none is left with much more than the others.
+_TASKS_PER_THREAD = 2
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -32,10 +40,10 @@ class ImageSettings(PassSettings):
     n_workers: int
 
 
-def _tasks(chunks: Chunks) -> Iterator[np.ndarray]:
+def _tasks(chunks: Chunks, size: int) -> Iterator[np.ndarray]:
     """Some images for one thread at a time; an empty chunk is a task too."""
     for rows in chunks:
-        yield from np.array_split(rows, max(1, -(-len(rows) // _IMAGES_PER_TASK)))
+        yield from np.array_split(rows, max(1, -(-len(rows) // size)))
 
 
 def _stacked(pending: list[tuple[int, np.ndarray]]) -> tuple[np.ndarray, torch.Tensor]:
@@ -127,18 +135,35 @@ class ImageSource(NetworkSource):
 
     def _batches(self, rows: Chunks) -> Iterator[tuple[np.ndarray, torch.Tensor] | None]:
         """Rows and their pixels, decoded in threads; None for an empty chunk."""
-        s = self.settings
-        ahead = max(2 * s.n_workers, -(-2 * s.batch_size // _IMAGES_PER_TASK))
+        size = self.settings.batch_size
         pending: list[tuple[int, np.ndarray]] = []
-        for part in map_ahead(self._load, _tasks(rows), n_workers=s.n_workers, ahead=ahead):
+        for part in self._decoded(rows):
             pending += part
-            while len(pending) >= s.batch_size:
-                yield _stacked(pending[: s.batch_size])
-                pending = pending[s.batch_size :]
+            while len(pending) >= size:
+                yield _stacked(pending[:size])
+                pending = pending[size:]
             if not part:
                 yield None
         if pending:
             yield _stacked(pending)
+
+    def _decoded(self, rows: Chunks) -> Iterator[list[tuple[int, np.ndarray]]]:
+        """Pixels of some images at a time."""
+        s = self.settings
+        if torch.device(s.device).type == "cpu":
+            # Network and decoding share the cores. At the same time they would wait for one
+            # another at every layer; in turn each has all of them.
+            size = s.batch_size // (_TASKS_PER_THREAD * max(1, s.n_workers))
+            size = min(max(1, size), _IMAGES_PER_TASK)
+            return map_in_bursts(
+                self._load,
+                _tasks(rows, size),
+                n_workers=s.n_workers,
+                burst=-(-s.batch_size // size),
+            )
+        ahead = max(2 * s.n_workers, -(-2 * s.batch_size // _IMAGES_PER_TASK))
+        tasks = _tasks(rows, _IMAGES_PER_TASK)
+        return map_ahead(self._load, tasks, n_workers=s.n_workers, ahead=ahead)
 
     def _load(self, rows: np.ndarray) -> list[tuple[int, np.ndarray]]:
         """Decode and crop some images; unreadable ones are remembered and left out."""

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: BSD-3-Clause
-"""Work done in threads ahead of the device, in order and within bounded memory."""
+"""Work done in threads, in order and in bounded memory: ahead of a device, or in its pauses."""
 
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator
@@ -7,7 +7,7 @@ from concurrent.futures import ThreadPoolExecutor
 from itertools import islice
 from typing import TypeVar
 
-__all__ = ["map_ahead"]
+__all__ = ["map_ahead", "map_in_bursts"]
 
 Item = TypeVar("Item")
 Result = TypeVar("Result")
@@ -53,3 +53,38 @@ def map_ahead(
         finally:
             for future in waiting:
                 future.cancel()
+
+
+def map_in_bursts(
+    function: Callable[[Item], Result], items: Iterable[Item], *, n_workers: int, burst: int
+) -> Iterator[Result]:
+    """Apply a function to some items at once in threads, and to none while results are used.
+
+    Parameters
+    ----------
+    function : callable
+        What it raises ends the iteration.
+    items : iterable
+        Read one burst at a time.
+    n_workers : int
+        Threads; 0 works in the caller's.
+    burst : int
+        Items that are worked on at once.
+
+    Yields
+    ------
+    result : object
+
+    Examples
+    --------
+    >>> from skpool.extraction._threads import map_in_bursts
+    >>> list(map_in_bursts(abs, [-1, -2, -3], n_workers=2, burst=2))
+    [1, 2, 3]
+    """
+    if n_workers == 0:
+        yield from map(function, items)
+        return
+    items = iter(items)
+    with ThreadPoolExecutor(n_workers, thread_name_prefix="skpool-decode") as pool:
+        while some := list(islice(items, burst)):
+            yield from list(pool.map(function, some))
