@@ -225,7 +225,7 @@ class MemoryCache:
             check_kind(space, kind, self._kinds.get(space))
             for i, key in enumerate(keys.tolist()):
                 row = rows[i] if lengths is None else rows[i, : lengths[i]]
-                self._insert(space, key, _Row(row.copy(), lengths is not None), kind)
+                self._insert(space, key, _Row(row, lengths is not None), kind)
                 self._claims.discard((space, key))
             self._changed.notify_all()
 
@@ -234,7 +234,7 @@ class MemoryCache:
         self._remove(space, key)
         if row.data.nbytes <= limit and limit > 0:
             shelf = self._tokens if row.data.ndim > 1 else self._vectors
-            shelf[space, key] = row
+            shelf[space, key] = row._replace(data=row.data.copy())
             self._nbytes += row.data.nbytes
             self._kinds[space] = kind
             self._counts[space] = self._counts.get(space, 0) + 1
