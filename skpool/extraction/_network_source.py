@@ -130,10 +130,8 @@ class NetworkSource(RowSource):
 
     def _norm_name(self, layer: int) -> tuple[str, ...]:
         """Said only where it is not what the layer has by itself."""
-        network, norm = (
-            self.settings.backbone.network(self.settings.device),
-            self.settings.token_norm,
-        )
+        norm = self.settings.token_norm
+        network = self.settings.backbone.network(self.settings.device)
         usual = network.normed(layer, norm) == network.normed(layer, "final")
         return () if usual else (norm,)
 
