@@ -18,13 +18,41 @@ from sklearn.utils._param_validation import Interval, StrOptions
 from skpool.backbones import TOKEN_NORMS, Backbone, Network
 from skpool.stores import FeatureStore
 
-__all__ = ["BaseExtractor"]
+__all__ = ["BaseExtractor", "RawSamplesMixin"]
 
 _Auto = StrOptions({"auto"})
 
 
+class RawSamplesMixin:
+    """What all steps share that read images or texts and do not give a table."""
+
+    def set_output(self, *, transform=None):
+        """Accept the call of a pipeline and change nothing: the result is not a table.
+
+        Parameters
+        ----------
+        transform : ignored
+            Present for the API.
+
+        Returns
+        -------
+        self : estimator
+        """
+        return self
+
+    def __sklearn_tags__(self) -> Tags:
+        tags = super().__sklearn_tags__()
+        tags.no_validation = True
+        tags.input_tags.two_d_array = False
+        return tags
+
+
 class BaseExtractor(
-    CallbackSupportMixin, TransformerMixin, BaseEstimator, auto_wrap_output_keys=None
+    RawSamplesMixin,
+    CallbackSupportMixin,
+    TransformerMixin,
+    BaseEstimator,
+    auto_wrap_output_keys=None,
 ):
     """Base of the extractors, whose parameters of these names mean the same in all of them."""
 
@@ -83,23 +111,7 @@ class BaseExtractor(
     def _dtype(self) -> str:
         return "float32" if self.dtype == "auto" else self.dtype
 
-    def set_output(self, *, transform=None) -> "BaseExtractor":
-        """Accept the call of a pipeline and change nothing: tokens are not a table.
-
-        Parameters
-        ----------
-        transform : ignored
-            Present for the API.
-
-        Returns
-        -------
-        self : estimator
-        """
-        return self
-
     def __sklearn_tags__(self) -> Tags:
         tags = super().__sklearn_tags__()
         tags.requires_fit = False
-        tags.no_validation = True
-        tags.input_tags.two_d_array = False
         return tags

@@ -14,12 +14,13 @@ import torch
 from PIL import Image
 from sklearn.base import BaseEstimator, TransformerMixin, _fit_context
 from sklearn.cluster import MiniBatchKMeans
-from sklearn.utils import Tags, check_random_state
+from sklearn.utils import check_random_state
 from sklearn.utils._param_validation import Interval, StrOptions
 from sklearn.utils.validation import check_is_fitted
 
 from skpool.exceptions import UnreadableInputError
 from skpool.extraction import _patch_kernels as kernels
+from skpool.extraction._base import RawSamplesMixin
 from skpool.extraction._threads import map_ahead
 from skpool.inputs import DecodeError, ImageSequence
 from skpool.utils import ArrayLike, full_float32, unchanged_on_error
@@ -30,7 +31,9 @@ _Positive = Interval(Integral, 1, None, closed="left")
 _Group = list[tuple[int, np.ndarray]]
 
 
-class PatchDictionaryExtractor(TransformerMixin, BaseEstimator, auto_wrap_output_keys=None):
+class PatchDictionaryExtractor(
+    RawSamplesMixin, TransformerMixin, BaseEstimator, auto_wrap_output_keys=None
+):
     r"""Codes of image patches over a dictionary that k-means learned.
 
     `fit` draws patches x from the images, normalises the contrast of each, whitens them and finds
@@ -386,26 +389,6 @@ or ImageSequence
         check_is_fitted(self)
         width = len(self.atoms_) * (1 if self.pool is None else self.pool**2)
         return np.array([f"patchdictionaryextractor{i}" for i in range(width)], dtype=object)
-
-    def set_output(self, *, transform=None) -> "PatchDictionaryExtractor":
-        """Accept the call of a pipeline and change nothing.
-
-        Parameters
-        ----------
-        transform : ignored
-            Present for the API.
-
-        Returns
-        -------
-        self : estimator
-        """
-        return self
-
-    def __sklearn_tags__(self) -> Tags:
-        tags = super().__sklearn_tags__()
-        tags.no_validation = True
-        tags.input_tags.two_d_array = False
-        return tags
 
 
 def _size(item: tuple[int, np.ndarray]) -> tuple[int, ...]:

@@ -18,6 +18,7 @@ from sklearn.utils.validation import check_is_fitted
 
 from skpool.backbones import Backbone, random_network, random_recipe
 from skpool.exceptions import UnreadableInputError
+from skpool.extraction._base import RawSamplesMixin
 from skpool.extraction._feature_extractor import FeatureExtractor
 from skpool.inputs import DecodeError, ImageSequence
 from skpool.stores import FeatureStore, TokenArray
@@ -42,7 +43,9 @@ _PASSED_ON = (
 _Positive = Interval(Integral, 1, None, closed="left")
 
 
-class RandomFeatureExtractor(TransformerMixin, BaseEstimator, auto_wrap_output_keys=None):
+class RandomFeatureExtractor(
+    RawSamplesMixin, TransformerMixin, BaseEstimator, auto_wrap_output_keys=None
+):
     """Tokens of a frozen network of random weights.
 
     The baseline without weights: how far does the architecture alone go? With `calibrate`, the
@@ -317,23 +320,7 @@ or ImageSequence
         n_features = self._extractor().get_feature_names_out().size
         return np.array([f"randomfeatureextractor{i}" for i in range(n_features)], dtype=object)
 
-    def set_output(self, *, transform=None) -> "RandomFeatureExtractor":
-        """Accept the call of a pipeline and change nothing: tokens are not a table.
-
-        Parameters
-        ----------
-        transform : ignored
-            Present for the API.
-
-        Returns
-        -------
-        self : estimator
-        """
-        return self
-
     def __sklearn_tags__(self) -> Tags:
         tags = super().__sklearn_tags__()
         tags.requires_fit = self.calibrate
-        tags.no_validation = True
-        tags.input_tags.two_d_array = False
         return tags

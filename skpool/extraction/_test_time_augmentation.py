@@ -17,6 +17,7 @@ from sklearn.utils._param_validation import HasMethods, Interval, StrOptions
 from sklearn.utils.validation import check_is_fitted
 
 from skpool.exceptions import UnreadableInputError
+from skpool.extraction._base import RawSamplesMixin
 from skpool.inputs import VIEWS, ImageSequence, image_views, view_sequence
 from skpool.utils import ArrayLike
 
@@ -41,7 +42,11 @@ def _images_of(failures: Sequence[tuple], n_views: int) -> list[tuple[int, str, 
 
 
 class TestTimeAugmentation(
-    MetaEstimatorMixin, TransformerMixin, BaseEstimator, auto_wrap_output_keys=None
+    RawSamplesMixin,
+    MetaEstimatorMixin,
+    TransformerMixin,
+    BaseEstimator,
+    auto_wrap_output_keys=None,
 ):
     """Feature vectors of several views of every image.
 
@@ -248,25 +253,9 @@ or ImageSequence
         """
         return self._ready().get_feature_names_out()
 
-    def set_output(self, *, transform=None) -> "TestTimeAugmentation":
-        """Accept the call of a pipeline and change nothing: views are not a table.
-
-        Parameters
-        ----------
-        transform : ignored
-            Present for the API.
-
-        Returns
-        -------
-        self : estimator
-        """
-        return self
-
     def __sklearn_tags__(self) -> Tags:
         tags = super().__sklearn_tags__()
         tags.requires_fit = get_tags(self.extractor).requires_fit
-        tags.no_validation = True
-        tags.input_tags.two_d_array = False
         return tags
 
 

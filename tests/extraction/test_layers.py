@@ -243,6 +243,7 @@ def test_lower_precision_stays_near(dtype, pixels):
 
 
 @pytest.mark.slow
+@pytest.mark.filterwarnings("ignore::DeprecationWarning:torch")
 def test_compiled_blocks_give_the_same_layers(pixels):
     extractor = FeatureExtractor(token_backbone(), layers=[0, 1, -1], compile=True)
     np.testing.assert_allclose(
