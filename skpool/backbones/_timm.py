@@ -29,7 +29,6 @@ __all__ = ["global_pool", "open_timm", "timm_facts"]
 _SIZE_OPTIONS: tuple[dict[str, bool], ...] = (
     {"dynamic_img_size": True},
     {"strict_img_size": False},
-    {},
 )
 # Classes whose `norm` is what turns the output of the last block into that of `forward_features`.
 _NORMED = {
@@ -81,9 +80,9 @@ def _create(timm: ModuleType, name: str, weights: str | None) -> nn.Module:
         try:
             return timm.create_model(name, **options, **extra)
         except TypeError as error:
-            if not extra or next(iter(extra)) not in str(error):
+            if next(iter(extra)) not in str(error):
                 raise
-    raise AssertionError("unreachable")
+    return timm.create_model(name, **options)
 
 
 def _recipe(config: dict[str, Any], spec: str) -> ImageRecipe:
