@@ -26,8 +26,10 @@ __all__ = ["ImageSettings", "ImageSource"]
 # A task for a thread is a few images, or handing it over costs more than a small image's work.
 _IMAGES_PER_TASK = 8
 # Where decoding and network take turns, a turn of decoding is a few batches: the caches and the
-# threads of the network are cold after each.
+# threads of the network are cold after each, and its threads still spin when decoding begins.
 _BATCHES_PER_BURST = 4
+# Pixels that wait for the network in such a turn, in bytes, unless one batch has more.
+_BURST_BYTES = 2**26
 # Tasks of one turn per thread, at least, so that none is left with much more than the others.
 _TASKS_PER_THREAD = 2
 
@@ -159,11 +161,19 @@ class ImageSource(NetworkSource):
                 self._load,
                 _tasks(rows, size),
                 n_workers=s.n_workers,
-                burst=-(-s.batch_size // size),
+                burst=-(-self._images_per_burst // size),
             )
         ahead = max(2 * s.n_workers, -(-2 * s.batch_size // _IMAGES_PER_TASK))
         tasks = _tasks(rows, _IMAGES_PER_TASK)
         return map_ahead(self._load, tasks, n_workers=s.n_workers, ahead=ahead)
+
+    @property
+    def _images_per_burst(self) -> int:
+        """Images decoded in one turn: a few batches, of bounded size in memory."""
+        s = self.settings
+        side = s.image_size or s.backbone.recipe.input_size
+        fitting = _BURST_BYTES // (3 * side**2)
+        return max(s.batch_size, min(_BATCHES_PER_BURST * s.batch_size, fitting))
 
     def _load(self, rows: np.ndarray) -> list[tuple[int, np.ndarray]]:
         """Decode and crop some images; unreadable ones are remembered and left out."""

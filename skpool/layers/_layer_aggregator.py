@@ -23,7 +23,6 @@ from sklearn.utils.metaestimators import available_if
 from sklearn.utils.validation import check_is_fitted
 
 from skpool import __version__
-from skpool.layers._aggregated_source import AggregatedSource
 from skpool.layers._kernels import LAYER_POOLS, combine_layers, fit_layer_weights
 from skpool.layers._pooled import TOKEN_POOLS, LayerPooling
 from skpool.layers._validation import Layers, layer_places, validate_layers
@@ -300,10 +299,10 @@ class LayerAggregator(ClassNamePrefixFeaturesOutMixin, TransformerMixin, BaseEst
         name = fingerprint("LayerAggregator", __version__, places, list(keywords.items()))
         n_out = rows.shape[-1] * (len(places) if self.layer_pool == "concat" else 1)
 
-        def chosen(tokens: torch.Tensor) -> torch.Tensor:
+        def chosen(tokens: torch.Tensor, mask: torch.Tensor | None) -> torch.Tensor:
             return combine(tokens[:, places])
 
-        return TokenArray(AggregatedSource(rows, chosen, n_out, name))
+        return rows.map(chosen, n_features=n_out, fingerprint=name)
 
     @available_if(_gives_vectors)
     def get_feature_names_out(self, input_features=None) -> np.ndarray:

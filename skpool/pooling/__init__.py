@@ -9,17 +9,17 @@ from skpool.pooling._base import BasePooling
 from skpool.pooling._gem import GeMPooling, GroupGeMPooling
 from skpool.pooling._kernels import POOLINGS
 from skpool.pooling._token import TokenPooling
-from skpool.pooling._validation import validate_tokens
+from skpool.pooling._token_transformer import BaseTokenTransformer
 from skpool.pooling._view_aggregator import ViewAggregator
 from skpool.pooling._view_averaging import ViewAveragingClassifier
 
 __all__ = [
     "POOLINGS",
     "BasePooling",
+    "BaseTokenTransformer",
     "GeMPooling",
     "GroupGeMPooling",
     "TokenPooling",
     "ViewAggregator",
     "ViewAveragingClassifier",
-    "validate_tokens",
 ]

@@ -20,11 +20,13 @@ from sklearn.utils import Tags
 from sklearn.utils._param_validation import Interval, StrOptions
 
 from skpool import __version__
-from skpool.pooling._validation import validate_tokens
-from skpool.stores import Job, Reduction, TokenArray
-from skpool.utils import ArrayLike, all_finite, fingerprint
+from skpool.stores import Job, Reduction, TokenArray, validate_tokens
+from skpool.utils import ArrayLike, all_finite, fingerprint, unchanged_on_error
 
 __all__ = ["BasePooling"]
+
+
+_OUT_DTYPES = {"float16": torch.float16, "float32": torch.float32, "float64": torch.float64}
 
 
 class Plan(NamedTuple):
@@ -58,14 +60,18 @@ def _check_computed(vectors: torch.Tensor) -> None:
 class BasePooling(ClassNamePrefixFeaturesOutMixin, TransformerMixin, BaseEstimator):
     """Base of all poolings.
 
-    A subclass has the parameters `scope`, `empty` and `batch_size`, and writes `_pool`; one that
-    learns writes `_fit_tokens` too.
+    A subclass has the parameters `scope`, `empty`, `batch_size` and `out_dtype`, and writes
+    `_pool`; one that learns writes `_fit_tokens` too.
     """
+
+    # For poolings that leave the choice out.
+    out_dtype: str | None = None
 
     _parameter_constraints: dict = {
         "scope": [StrOptions({"patch", "all"})],
         "empty": [StrOptions({"raise", "zero", "nan"})],
         "batch_size": [Interval(Integral, 1, None, closed="left")],
+        "out_dtype": [StrOptions(set(_OUT_DTYPES)), None],
     }
 
     @_fit_context(prefer_skip_nested_validation=True)
@@ -77,15 +83,16 @@ class BasePooling(ClassNamePrefixFeaturesOutMixin, TransformerMixin, BaseEstimat
         X : TokenArray or array-like of shape (n_samples, n_tokens, n_features)
             Also maps (n_samples, height, width, n_features), lists of (n_tokens_i, n_features),
             and (n_samples, n_features), which counts as one token per sample.
-        y : ignored
-            Present for the API.
+        y : array-like of shape (n_samples,), default=None
+            Labels, for the poolings that learn from them; the others ignore it.
 
         Returns
         -------
         self : estimator
         """
-        tokens = validate_tokens(self, X, reset=True)
-        self._fit_tokens(self._plan(tokens).tokens)
+        with unchanged_on_error(self):
+            tokens = validate_tokens(self, X, reset=True)
+            self._fit_tokens(self._plan(tokens).tokens, y)
         return self
 
     def transform(self, X) -> ArrayLike:
@@ -99,8 +106,8 @@ class BasePooling(ClassNamePrefixFeaturesOutMixin, TransformerMixin, BaseEstimat
         Returns
         -------
         vectors : ndarray of shape (n_samples, n_features_out)
-            Of the float type of the tokens (float32 for half precision); a tensor where X was a
-            tensor. Rows of unreadable inputs are NaN.
+            Of the float type of the tokens (float32 for half precision) or of `out_dtype`; a
+            tensor where X was a tensor. Rows of unreadable inputs are NaN.
         """
         self._check_ready()
         plan = self._plan(validate_tokens(self, X, reset=False))
@@ -151,9 +158,11 @@ class BasePooling(ClassNamePrefixFeaturesOutMixin, TransformerMixin, BaseEstimat
     def _guarded(self, plan: Plan) -> Reduction:
         """The function that pools, with the rows that have no real token put right."""
         value = 0.0 if self.empty == "zero" else torch.nan
+        dtype = _OUT_DTYPES.get(self.out_dtype)
 
         def guarded(tokens: torch.Tensor, mask: torch.Tensor | None) -> torch.Tensor:
             vectors = plan.pool(tokens, mask)
+            vectors = vectors if dtype is None else vectors.to(dtype)
             empty = None if mask is None else ~mask[:, plan.first :].any(dim=1)
             if not plan.tokens.in_memory:
                 _check_computed(vectors if empty is None else vectors[~empty])
@@ -190,8 +199,8 @@ class BasePooling(ClassNamePrefixFeaturesOutMixin, TransformerMixin, BaseEstimat
     def _check_ready(self) -> None:
         """Refuse to transform before `fit` where something is learned."""
 
-    def _fit_tokens(self, tokens: TokenArray) -> None:
-        """Learn from the tokens that will be streamed."""
+    def _fit_tokens(self, tokens: TokenArray, y: object) -> None:
+        """Learn from the tokens that will be streamed, and from labels where that is meant."""
 
     def _pool(self, tokens: torch.Tensor, mask: torch.Tensor | None) -> torch.Tensor:
         """Vectors (n, n_features_out) of tokens (n, L, d)."""

@@ -38,7 +38,7 @@ class _BaseGeM(BasePooling):
                 f"p={self.p!r} with negative='signed' is not defined; give exponents above 0."
             )
 
-    def _fit_tokens(self, tokens: TokenArray) -> None:
+    def _fit_tokens(self, tokens: TokenArray, y: object) -> None:
         self.p_ = self._exponents(tokens.shape[2])
         if self.negative == "shift":
             minima = as_tensor(tokens.reduce(pool_min, batch_size=self.batch_size)).cpu().numpy()
@@ -99,6 +99,8 @@ class GeMPooling(_BaseGeM):
         What a sample without a real token gives.
     batch_size : int, default=256
         Rows of a plain array that are read at a time.
+    out_dtype : {"float16", "float32", "float64"}, default=None
+        Float type of the vectors; None for that of the tokens, float32 for half precision.
 
     Attributes
     ----------
@@ -145,6 +147,7 @@ class GeMPooling(_BaseGeM):
         scope: str = "patch",
         empty: str = "raise",
         batch_size: int = 256,
+        out_dtype: str | None = None,
     ):
         self.p = p
         self.negative = negative
@@ -152,6 +155,7 @@ class GeMPooling(_BaseGeM):
         self.scope = scope
         self.empty = empty
         self.batch_size = batch_size
+        self.out_dtype = out_dtype
 
     def _exponents(self, n_features: int) -> np.ndarray:
         return np.array([self.p], dtype=np.float64)
@@ -179,6 +183,8 @@ class GroupGeMPooling(_BaseGeM):
         What a sample without a real token gives.
     batch_size : int, default=256
         Rows of a plain array that are read at a time.
+    out_dtype : {"float16", "float32", "float64"}, default=None
+        Float type of the vectors; None for that of the tokens, float32 for half precision.
 
     Attributes
     ----------
@@ -227,6 +233,7 @@ class GroupGeMPooling(_BaseGeM):
         scope: str = "patch",
         empty: str = "raise",
         batch_size: int = 256,
+        out_dtype: str | None = None,
     ):
         self.n_groups = n_groups
         self.p = p
@@ -235,6 +242,7 @@ class GroupGeMPooling(_BaseGeM):
         self.scope = scope
         self.empty = empty
         self.batch_size = batch_size
+        self.out_dtype = out_dtype
 
     def _exponents(self, n_features: int) -> np.ndarray:
         p = np.atleast_1d(np.asarray(self.p, dtype=np.float64))

@@ -63,6 +63,8 @@ class TokenPooling(BasePooling):
         What a sample without a real token gives.
     batch_size : int, default=256
         Rows of a plain array that are read at a time.
+    out_dtype : {"float16", "float32", "float64"}, default=None
+        Float type of the vectors; None for that of the tokens, float32 for half precision.
 
     Attributes
     ----------
@@ -108,6 +110,7 @@ class TokenPooling(BasePooling):
         scope: str = "patch",
         empty: str = "raise",
         batch_size: int = 256,
+        out_dtype: str | None = None,
     ):
         self.strategy = strategy
         self.weights = weights
@@ -115,6 +118,7 @@ class TokenPooling(BasePooling):
         self.scope = scope
         self.empty = empty
         self.batch_size = batch_size
+        self.out_dtype = out_dtype
 
     def _parts(self) -> tuple:
         return self.strategy if isinstance(self.strategy, tuple) else (self.strategy,)
@@ -129,7 +133,7 @@ class TokenPooling(BasePooling):
         if not self._parts():
             raise ValueError("strategy=() is empty; give at least one name.")
 
-    def _fit_tokens(self, tokens: TokenArray) -> None:
+    def _fit_tokens(self, tokens: TokenArray, y: object) -> None:
         self._n_tokens = self._in_scope(tokens).shape[1]
 
     def _bind(self, tokens: TokenArray) -> Plan:

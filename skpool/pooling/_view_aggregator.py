@@ -18,8 +18,7 @@ from sklearn.utils._param_validation import Interval, StrOptions
 
 from skpool.pooling._base import BasePooling, Plan
 from skpool.pooling._kernels import pool_gem, pool_max, pool_mean
-from skpool.pooling._validation import validate_tokens
-from skpool.stores import TokenArray
+from skpool.stores import TokenArray, validate_tokens
 from skpool.utils import ArrayLike, unchanged_on_error, unit_rows, widened
 
 __all__ = ["AGGREGATIONS", "ViewAggregator", "missing_views"]

@@ -5,17 +5,16 @@ from collections.abc import Sequence
 from numbers import Integral, Real
 
 import torch
-from sklearn.base import BaseEstimator, OneToOneFeatureMixin, TransformerMixin, _fit_context
-from sklearn.utils import Tags
+from sklearn.base import OneToOneFeatureMixin
 from sklearn.utils._param_validation import Interval
 
+from skpool.preprocessing._base import BaseRowMap
 from skpool.preprocessing._kernels import l2_normalize
-from skpool.utils import ArrayLike, numpy_or_tensor, validate_vectors
 
 __all__ = ["L2Normalizer"]
 
 
-class L2Normalizer(OneToOneFeatureMixin, TransformerMixin, BaseEstimator):
+class L2Normalizer(OneToOneFeatureMixin, BaseRowMap):
     r"""Scale every row to unit Euclidean length.
 
     .. math:: z = x / \max(|x|_2, \epsilon)
@@ -42,7 +41,7 @@ class L2Normalizer(OneToOneFeatureMixin, TransformerMixin, BaseEstimator):
 
     Notes
     -----
-    Stateless: `transform` works without `fit`. Lengths are computed after division by the largest
+    Stateless: `transform` works without `fit`. Tokens are scaled one by one. Lengths are computed after division by the largest
     magnitude of the row, in float32 at least, so half-precision rows and values near the largest
     float do not overflow; zero rows stay zero. Arrays and tensors come back as they came, half
     precision as float32. Cost: one pass, O(n d).
@@ -70,30 +69,8 @@ class L2Normalizer(OneToOneFeatureMixin, TransformerMixin, BaseEstimator):
         self.blocks = blocks
         self.eps = eps
 
-    def __sklearn_tags__(self) -> Tags:
-        tags = super().__sklearn_tags__()
-        tags.requires_fit = False
-        tags.transformer_tags.preserves_dtype = ["float64", "float32"]
-        return tags
-
-    @_fit_context(prefer_skip_nested_validation=True)
-    def fit(self, X: ArrayLike, y: object = None) -> "L2Normalizer":
-        """Check X and remember its width.
-
-        Parameters
-        ----------
-        X : ndarray or tensor of shape (n_samples, n_features)
-            Feature vectors.
-        y : None
-            Ignored.
-
-        Returns
-        -------
-        self : L2Normalizer
-        """
-        X = validate_vectors(self, X)
-        self._widths(X.shape[1])
-        return self
+    def _check_parameters(self, n_features: int) -> None:
+        self._widths(n_features)
 
     def _widths(self, n_features: int) -> list[int]:
         if self.blocks is None:
@@ -107,20 +84,7 @@ class L2Normalizer(OneToOneFeatureMixin, TransformerMixin, BaseEstimator):
             )
         return [int(w) for w in widths]
 
-    def transform(self, X: ArrayLike) -> ArrayLike:
-        """Scale rows.
-
-        Parameters
-        ----------
-        X : ndarray or tensor of shape (n_samples, n_features)
-            Feature vectors.
-
-        Returns
-        -------
-        Z : ndarray or tensor of shape (n_samples, n_features)
-        """
-        X = validate_vectors(self, X, reset=False)
-        rows, restore = numpy_or_tensor(X)
+    def _map(self, rows: torch.Tensor) -> torch.Tensor:
         parts = rows.split(self._widths(rows.shape[1]), dim=1)
         scaled = [l2_normalize(part, eps=self.eps) for part in parts]
-        return restore(scaled[0] if len(scaled) == 1 else torch.cat(scaled, dim=1))
+        return scaled[0] if len(scaled) == 1 else torch.cat(scaled, dim=1)

@@ -3,22 +3,23 @@
 
 from numbers import Real
 
-from sklearn.base import BaseEstimator, OneToOneFeatureMixin, TransformerMixin, _fit_context
-from sklearn.utils import Tags
+import torch
+from sklearn.base import OneToOneFeatureMixin
 from sklearn.utils._param_validation import Interval
 
+from skpool.preprocessing._base import BaseRowMap
 from skpool.preprocessing._kernels import (
     l1_normalize,
     l2_normalize,
     peak_normalize,
     signed_power,
 )
-from skpool.utils import ArrayLike, all_finite, numpy_or_tensor, validate_vectors
+from skpool.utils import all_finite
 
 __all__ = ["PowerNormalizer"]
 
 
-class PowerNormalizer(OneToOneFeatureMixin, TransformerMixin, BaseEstimator):
+class PowerNormalizer(OneToOneFeatureMixin, BaseRowMap):
     r"""Raise the magnitude of every feature to a power and keep its sign.
 
     .. math:: z_j = \operatorname{sign}(x_j) |x_j|^p
@@ -48,7 +49,8 @@ class PowerNormalizer(OneToOneFeatureMixin, TransformerMixin, BaseEstimator):
 
     Notes
     -----
-    Stateless: `transform` works without `fit`. Arrays and tensors come back as they came, half
+    Stateless: `transform` works without `fit`. Tokens are mapped one by one. A result that is too
+    large for the float type of X is refused. Arrays and tensors come back as they came, half
     precision as float32. Cost: one pass, O(n d).
 
     References
@@ -75,49 +77,7 @@ class PowerNormalizer(OneToOneFeatureMixin, TransformerMixin, BaseEstimator):
         self.l2 = l2
         self.l1_first = l1_first
 
-    def __sklearn_tags__(self) -> Tags:
-        tags = super().__sklearn_tags__()
-        tags.requires_fit = False
-        tags.transformer_tags.preserves_dtype = ["float64", "float32"]
-        return tags
-
-    @_fit_context(prefer_skip_nested_validation=True)
-    def fit(self, X: ArrayLike, y: object = None) -> "PowerNormalizer":
-        """Check X and remember its width.
-
-        Parameters
-        ----------
-        X : ndarray or tensor of shape (n_samples, n_features)
-            Feature vectors.
-        y : None
-            Ignored.
-
-        Returns
-        -------
-        self : PowerNormalizer
-        """
-        validate_vectors(self, X)
-        return self
-
-    def transform(self, X: ArrayLike) -> ArrayLike:
-        """Raise features to the power.
-
-        Parameters
-        ----------
-        X : ndarray or tensor of shape (n_samples, n_features)
-            Feature vectors.
-
-        Returns
-        -------
-        Z : ndarray or tensor of shape (n_samples, n_features)
-
-        Raises
-        ------
-        ValueError
-            A result is too large for the float type of X.
-        """
-        X = validate_vectors(self, X, reset=False)
-        rows, restore = numpy_or_tensor(X)
+    def _map(self, rows: torch.Tensor) -> torch.Tensor:
         if self.l1_first:
             rows = l1_normalize(rows)
         elif self.l2:
@@ -129,4 +89,4 @@ class PowerNormalizer(OneToOneFeatureMixin, TransformerMixin, BaseEstimator):
                 f"|x| ** {self.power} is too large for {str(rows.dtype).removeprefix('torch.')}; "
                 "set l2=True, take a smaller power, or scale X down."
             )
-        return restore(l2_normalize(rows) if self.l2 else rows)
+        return l2_normalize(rows) if self.l2 else rows

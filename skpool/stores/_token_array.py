@@ -6,14 +6,15 @@ shape, splits and indexes. It holds a source of rows and the numbers of the rows
 a fold is a view, and nothing is computed or copied before a pooling streams it.
 """
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from functools import reduce
-from typing import NamedTuple
+from typing import Literal, NamedTuple
 
 import numpy as np
 import torch
 
 from skpool._config import get_config
+from skpool.stores._mapped_source import MappedSource
 from skpool.stores._row_source import (
     ArraySource,
     Reduction,
@@ -333,6 +334,60 @@ class TokenArray:
             raise ValueError("These tokens have no grid, or are of several layers: take `layer`.")
         patches = np.asarray(self.patches)
         return patches.reshape(len(self), *self.grid, self.shape[-1])
+
+    def map(
+        self,
+        function: Reduction,
+        *,
+        n_tokens: int | None = None,
+        n_features: int | None = None,
+        remask: Callable[[torch.Tensor], torch.Tensor] | None = None,
+        n_prefix_tokens: int | None = None,
+        grid: tuple[int, int] | Literal["same"] | None = "same",
+        fingerprint: str | None = None,
+    ) -> "TokenArray":
+        """Tokens made of these while they are read, as lazy as these.
+
+        Parameters
+        ----------
+        function : callable
+            ``function(tokens, mask)`` turns a batch of tokens (batch, n_tokens, n_features) into
+            another, in float32 at least; it must treat every row by itself.
+        n_tokens, n_features : int, default=None
+            Shape of the result; None for that of these tokens.
+        remask : callable, default=None
+            Turns a mask (batch, n_tokens), a tensor, into that of the result; None where tokens
+            keep their places.
+        n_prefix_tokens : int, default=None
+            Leading tokens of the result that are no patches; None for as many as here.
+        grid : tuple of 2 ints or None, default="same"
+            Rows and columns of the patches of the result.
+        fingerprint : str, default=None
+            Names the function, so that stores keep what is made of the result.
+
+        Returns
+        -------
+        tokens : TokenArray of shape (n_samples, n_tokens, n_features)
+
+        Examples
+        --------
+        >>> import numpy as np
+        >>> from skpool.stores import TokenArray
+        >>> tokens = TokenArray.from_array(np.ones((2, 4, 3)))
+        >>> doubled = tokens.map(lambda tokens, mask: 2 * tokens)
+        >>> float(np.asarray(doubled)[0, 0, 0])
+        2.0
+        """
+        source = MappedSource(
+            self,
+            function,
+            row_shape=(n_tokens or self.shape[-2], n_features or self.shape[-1]),
+            remask=remask,
+            n_prefix_tokens=self.n_prefix_tokens if n_prefix_tokens is None else n_prefix_tokens,
+            grid=self.grid if grid == "same" else grid,
+            fingerprint=fingerprint,
+        )
+        return TokenArray(source)
 
     # How consumers read it.
 

@@ -1,14 +1,15 @@
 # SPDX-License-Identifier: BSD-3-Clause
-"""The first line of every pooling: tokens in any accepted form become a `TokenArray`."""
+"""The first line of every step on tokens: any accepted form becomes a `TokenArray`, and back."""
 
 import numpy as np
 import torch
 from sklearn.base import BaseEstimator
 
-from skpool.stores import TokenArray
-from skpool.utils import all_finite, validate_vectors
+from skpool.stores._row_source import as_array, assemble
+from skpool.stores._token_array import TokenArray
+from skpool.utils import ArrayLike, all_finite, validate_vectors
 
-__all__ = ["validate_tokens"]
+__all__ = ["as_given", "validate_tokens"]
 
 
 def _check_width(estimator: BaseEstimator, width: int, *, reset: bool) -> None:
@@ -94,3 +95,32 @@ def validate_tokens(estimator: BaseEstimator, X: object, *, reset: bool) -> Toke
         _check_tokens_finite(X)
     _check_width(estimator, X.shape[2], reset=reset)
     return X
+
+
+def as_given(tokens: TokenArray, X: object) -> TokenArray | ArrayLike:
+    """Give tokens back in the form in which X came.
+
+    Parameters
+    ----------
+    tokens : TokenArray
+        Made of X, of as many samples.
+    X : TokenArray, array or tensor of rank 2, 3 or 4, or list of (n_tokens_i, n_features)
+        What the user gave.
+
+    Returns
+    -------
+    tokens : TokenArray, or ndarray or tensor of the rank of X
+        Lazy where X was lazy or a list; (n_samples, n_tokens, n_features) where X was a map and
+        `tokens` have no grid, or where X was vectors and there are several tokens.
+    """
+    if isinstance(X, TokenArray) or _is_ragged(X):
+        return tokens
+    batches = ((batch.positions, batch.tokens) for batch in tokens.iter_batches())
+    blank = torch.zeros((0, *tokens.shape[1:]), dtype=torch.float64)
+    values = assemble(batches, len(tokens), lambda: blank)
+    rank = np.ndim(X)
+    if rank == 4 and tokens.grid is not None and not tokens.n_prefix_tokens:
+        values = values.reshape(len(values), *tokens.grid, values.shape[-1])
+    elif rank == 2 and values.shape[1] == 1:
+        values = values[:, 0]
+    return values if isinstance(X, torch.Tensor) else as_array(values)
