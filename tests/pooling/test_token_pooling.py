@@ -145,7 +145,8 @@ def test_rows_that_are_read_at_a_time_do_not_matter(tokens, pooling):
     whole = pooling.fit_transform(tokens)
     for batch_size in (1, 4, N):
         parts = clone(pooling).set_params(batch_size=batch_size).fit_transform(tokens)
-        np.testing.assert_array_equal(parts, whole)
+        # Where a value stands in a processor's vector decides the last bit of a power.
+        np.testing.assert_array_max_ulp(parts, whole, maxulp=2)
 
 
 @pytest.mark.parametrize("flip", [np.s_[::-1], np.s_[:, ::-1], np.s_[:, :, ::-1]])
