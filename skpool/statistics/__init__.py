@@ -3,6 +3,15 @@
 
 from skpool.statistics._class_moments import ClassMoments
 from skpool.statistics._covariance import Covariance, covariance_from_moments
+from skpool.statistics._ridge_path import RidgePath
 from skpool.statistics._running_moments import RunningMoments
+from skpool.statistics._symmetric_factor import SymmetricFactor
 
-__all__ = ["ClassMoments", "Covariance", "RunningMoments", "covariance_from_moments"]
+__all__ = [
+    "ClassMoments",
+    "Covariance",
+    "RidgePath",
+    "RunningMoments",
+    "SymmetricFactor",
+    "covariance_from_moments",
+]
