@@ -2,8 +2,10 @@
 """What every classifier that learns incrementally shares: calls that happen wholly or not at all.
 
 `IncrementalMixin` checks a batch, lets the estimator learn it, and puts every attribute back if
-anything failed. `ClassScoresMixin` turns one matrix of class scores into the outputs that
-scikit-learn's scorers expect. The rooms prototypes, neighbors and discriminant stand on them.
+anything failed; `MomentsMixin` does the learning too, for classifiers that follow from the moments
+of the classes. `ClassScoresMixin` turns one matrix of class scores into the outputs that
+scikit-learn's scorers expect. The rooms prototypes, neighbors, discriminant and linear_model stand
+on them.
 """
 
 from typing import Any, Self
@@ -17,7 +19,7 @@ from sklearn.utils.validation import _check_sample_weight, check_is_fitted
 
 from skpool.utils import ArrayLike, check_labels, unchanged_on_error, validate_vectors
 
-__all__ = ["ClassScoresMixin", "IncrementalMixin", "spread_columns"]
+__all__ = ["ClassScoresMixin", "IncrementalMixin", "MomentsMixin", "log_priors", "spread_columns"]
 
 
 def _labels(y: object, *, n_samples: int) -> np.ndarray:
@@ -42,6 +44,11 @@ def _union(known: np.ndarray, new: np.ndarray) -> np.ndarray:
             f"{known.tolist()[0]!r}; give text or numbers, not both."
         )
     return np.union1d(known, new)
+
+
+def _learns_in_parts(estimator: "IncrementalMixin") -> bool:
+    """Whether samples can come and go after `fit`; the estimator says why not."""
+    return estimator._check_learns_in_parts()
 
 
 class IncrementalMixin:
@@ -81,6 +88,7 @@ class IncrementalMixin:
         """
         return self._learn(X, y, None, sample_weight, reset=True)
 
+    @available_if(_learns_in_parts)
     @_fit_context(prefer_skip_nested_validation=True)
     def partial_fit(
         self, X: ArrayLike, y: object, classes: object = None, sample_weight: object = None
@@ -106,6 +114,7 @@ class IncrementalMixin:
         """
         return self._learn(X, y, classes, sample_weight, reset=not hasattr(self, "classes_"))
 
+    @available_if(_learns_in_parts)
     def forget(self, X: ArrayLike, y: object, sample_weight: object = None) -> Self:
         """Remove samples that were learned, as if they had never been seen.
 
@@ -131,6 +140,7 @@ class IncrementalMixin:
             self._refresh()
         return self
 
+    @available_if(_learns_in_parts)
     def forget_class(self, label: object) -> Self:
         """Remove a class with all its samples.
 
@@ -157,6 +167,7 @@ class IncrementalMixin:
             self._refresh()
         return self
 
+    @available_if(_learns_in_parts)
     def merge(self, other: Self) -> Self:
         """Add what another estimator has learned, as if its samples had been learned here.
 
@@ -212,6 +223,10 @@ class IncrementalMixin:
         self._map_to(mapped, A, b)
         mapped._refresh()
         return mapped
+
+    def _check_learns_in_parts(self) -> bool:
+        """Return True; subclasses raise AttributeError where their parameters need all rows."""
+        return True
 
     def _can_map(self) -> bool:
         """Tell whether what was learned can be mapped; subclasses narrow it."""
@@ -269,6 +284,112 @@ class IncrementalMixin:
     def _refresh(self) -> None:
         """Recompute what follows from the state; subclasses extend it."""
         self.classes_ = _union(self._seen_classes(), self._announced)
+
+
+class MomentsMixin(IncrementalMixin):
+    """Mixin for classifiers that are functions of the moments of the classes.
+
+    It keeps `moments_` and updates, downdates, merges and maps them; what follows from them is
+    solved for when it is next needed.
+
+    Notes
+    -----
+    A subclass writes `_new_moments()`, empty moments of the kind that it needs, and `_solve()`,
+    which returns what predictions are made of and is called through `_solved`. Where rows are
+    changed before they are learned it writes `_prepared(rows)` too.
+    """
+
+    def fit(self, X: ArrayLike, y: object, sample_weight: object = None) -> Self:
+        """Learn from these samples alone, and solve at once.
+
+        Parameters
+        ----------
+        X : array-like or tensor of shape (n_samples, n_features)
+            Feature vectors.
+        y : array-like of shape (n_samples,)
+            Class labels: integers, booleans or text.
+        sample_weight : array-like of shape (n_samples,), default=None
+            Weights of the samples, at least 0; a sample of weight 0 counts as absent.
+
+        Returns
+        -------
+        self : estimator
+            The fitted estimator. If the call fails, the estimator stays as it was.
+        """
+        with unchanged_on_error(self):
+            super().fit(X, y, sample_weight)
+            _ = self._solved
+        return self
+
+    def fit_moments(self, moments: Any) -> Self:
+        """Learn from moments that were computed elsewhere, forgetting what was learned before.
+
+        Parameters
+        ----------
+        moments : ClassMoments
+            Of the rows as this classifier would see them; not changed.
+
+        Returns
+        -------
+        self : estimator
+            The fitted estimator. If the call fails, the estimator stays as it was.
+        """
+        empty = self._new_moments()
+        if type(moments) is not type(empty):
+            raise TypeError(
+                f"moments must be a {type(empty).__name__}, got {type(moments).__name__}; use fit "
+                "for rows."
+            )
+        if not len(moments.classes_):
+            raise ValueError("moments hold no rows; call their update first.")
+        with unchanged_on_error(self):
+            self._announced = moments.classes_[:0]
+            self.n_features_in_ = moments.n_features_in_
+            self.moments_ = moments.copy()
+            self._refresh()
+            _ = self._solved
+        return self
+
+    @property
+    def _solved(self) -> Any:
+        if self._solution is None:
+            self._solution = self._solve()
+        return self._solution
+
+    def _new_moments(self) -> Any:
+        raise NotImplementedError
+
+    def _solve(self) -> Any:
+        raise NotImplementedError
+
+    def _prepared(self, X: ArrayLike) -> ArrayLike:
+        """Rows as the moments see them."""
+        return X
+
+    def _seen_classes(self) -> np.ndarray:
+        return self.moments_.classes_
+
+    def _reset(self) -> None:
+        self.moments_ = self._new_moments()
+
+    def _update(self, X: ArrayLike, y: np.ndarray, sample_weight: np.ndarray | None) -> None:
+        self.moments_ = self.moments_.copy().update(self._prepared(X), y, sample_weight)
+
+    def _forget(self, X: ArrayLike, y: np.ndarray, sample_weight: np.ndarray | None) -> None:
+        self.moments_ = self.moments_.copy().downdate(self._prepared(X), y, sample_weight)
+
+    def _forget_class(self, label: object) -> None:
+        self.moments_ = self.moments_.copy().forget_class(label)
+
+    def _merge(self, other: Self) -> None:
+        self.moments_ = self.moments_ + other.moments_
+
+    def _map_to(self, mapped: Self, A: np.ndarray, b: np.ndarray) -> None:
+        mapped.moments_ = self.moments_.affine(A, b)
+
+    def _refresh(self) -> None:
+        super()._refresh()
+        self._solution = None
 
 
 class ClassScoresMixin:
@@ -353,3 +474,41 @@ def spread_columns(
     matrix = np.full((len(columns), len(classes)), fill, dtype=columns.dtype)
     matrix[:, np.searchsorted(classes, seen)] = columns
     return matrix
+
+
+def log_priors(priors: object, counts: np.ndarray) -> np.ndarray:
+    """Return the logarithms of the classes' priors.
+
+    Parameters
+    ----------
+    priors : {"empirical", "uniform"} or array-like of shape (n_classes,)
+        In the order of the classes; numbers of at least 0 that sum to 1.
+    counts : ndarray of shape (n_classes,)
+        Samples of the classes, with 0 for those that are only announced.
+
+    Returns
+    -------
+    values : ndarray of shape (n_classes,)
+        All 0 for "uniform": a constant would only make old scores move when classes arrive.
+
+    Raises
+    ------
+    ValueError
+        The array does not fit the classes, or is no distribution.
+    """
+    if isinstance(priors, str) and priors == "uniform":
+        return np.zeros(len(counts))
+    with np.errstate(divide="ignore"):
+        if isinstance(priors, str):
+            return np.log(counts) - np.log(counts.sum())
+        values = np.asarray(priors, dtype=np.float64)
+        if values.shape != counts.shape:
+            raise ValueError(
+                f"priors has shape {values.shape}, and there are {len(counts)} classes; give one "
+                "prior per class, or 'empirical'."
+            )
+        if not ((values >= 0).all() and np.isclose(values.sum(), 1)):
+            raise ValueError(
+                f"priors={priors!r} is not valid; give numbers of at least 0 that sum to 1."
+            )
+        return np.log(values)

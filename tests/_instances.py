@@ -7,9 +7,11 @@ from nets import token_backbone
 from sklearn.base import BaseEstimator
 from sklearn.linear_model import LogisticRegression
 from sklearn.pipeline import make_pipeline
+from sklearn.preprocessing import StandardScaler
 from sklearn.utils import get_tags
 from text_nets import letter_backbone, shared_text_model
 
+from skpool.discriminant import LinearDiscriminantClassifier
 from skpool.extraction import (
     FeatureExtractor,
     PatchDictionaryExtractor,
@@ -18,16 +20,64 @@ from skpool.extraction import (
     TextFeatureExtractor,
 )
 from skpool.layers import BackboneSelector, LayerAggregator, LayerSelector
-from skpool.neighbors import WeightedKNNClassifier
+from skpool.linear_model import RidgeHeadClassifier
+from skpool.neighbors import (
+    DiscreteKeyValueClassifier,
+    KeyQuantizer,
+    KNNMixtureClassifier,
+    PerClassKNNClassifier,
+    VectorQuantizer,
+    WeightedKNNClassifier,
+)
 from skpool.pipeline import IncrementalPipeline
 from skpool.pooling import (
+    AttentionPooling,
+    AttentionPoolingClassifier,
+    BagOfFeaturesPooling,
+    BilinearPooling,
+    CompactBilinearPooling,
+    CovariancePooling,
+    CrossCovariancePooling,
+    FisherVectorPooling,
     GeMPooling,
     GroupGeMPooling,
+    LogSumExpPooling,
+    MomentPooling,
+    Pooling,
+    PositionalDebias,
+    PositionalMeanRemoval,
+    RegionalGeM,
+    RMACPooling,
+    ScaleGeM,
+    SelectedTokenPooling,
+    SpatialPyramidPooling,
+    TemporalPyramidPooling,
     TokenPooling,
+    TokenSelector,
     ViewAggregator,
     ViewAveragingClassifier,
+    VLADPooling,
 )
-from skpool.preprocessing import L2Normalizer, PowerNormalizer, Whitening
+from skpool.preprocessing import (
+    AllButTheTop,
+    CenteredL2Normalizer,
+    CompressedRMSNormalizer,
+    FrozenStdLayerNormalizer,
+    GroupCenterer,
+    GroupNormalizer,
+    GroupStandardScaler,
+    L2Normalizer,
+    LayerNormalizer,
+    LearnedWhitening,
+    NegatedPCA,
+    PowerNormalizer,
+    RandomFeatures,
+    RMSNormalizer,
+    SampleNormalizer,
+    TokenStandardScaler,
+    Whitening,
+    WhiteningColoring,
+)
 from skpool.prototypes import NearestClassMeanClassifier
 
 __all__ = ["INSTANCES", "expected_failures", "name_of", "takes_vectors"]
@@ -43,15 +93,52 @@ def _text_models() -> list[BaseEstimator]:
 
 
 INSTANCES: dict[type, list[BaseEstimator]] = {
+    AllButTheTop: [AllButTheTop(), AllButTheTop(0.5)],
+    AttentionPooling: [
+        AttentionPooling(hidden_dim=8, epochs=5),
+        AttentionPooling("query", n_heads=1, n_queries=2, query_pool="concat", epochs=3),
+        AttentionPooling("latent", n_heads=1, n_latents=3, epochs=3),
+        AttentionPooling("simpool", n_heads=1, gamma=2.0, epochs=3),
+        AttentionPooling("multilayer", n_heads=1, layer_embedding=False, epochs=3),
+    ],
+    AttentionPoolingClassifier: [AttentionPoolingClassifier(hidden_dim=16)],
     BackboneSelector: [BackboneSelector("rankme")],
+    BagOfFeaturesPooling: [BagOfFeaturesPooling(3), BagOfFeaturesPooling(3, assignment="soft")],
+    BilinearPooling: [BilinearPooling(), BilinearPooling(1, vectorize="full")],
+    CenteredL2Normalizer: [CenteredL2Normalizer(), CenteredL2Normalizer("median", pre_l2=True)],
+    CompactBilinearPooling: [
+        CompactBilinearPooling(),
+        CompactBilinearPooling(17, method="random_maclaurin", random_state=None),
+    ],
+    CompressedRMSNormalizer: [CompressedRMSNormalizer()],
+    CovariancePooling: [CovariancePooling(), CovariancePooling("correlation", n_components=1)],
+    CrossCovariancePooling: [
+        CrossCovariancePooling(center="scalar", projection="random", normalize="column"),
+    ],
+    DiscreteKeyValueClassifier: [
+        DiscreteKeyValueClassifier(KeyQuantizer(3, n_keys=4, key_dim=2, random_state=0)),
+    ],
     FeatureExtractor: [
         FeatureExtractor("glyph", n_workers=2),
         FeatureExtractor(token_backbone(), layers=1, tokens="patch", output="torch", n_workers=0),
         FeatureExtractor("glyph", layers=2, tokens="cls", dtype="float16"),
     ],
-    GeMPooling: [GeMPooling(), GeMPooling(negative="shift"), GeMPooling(negative="signed")],
+    FisherVectorPooling: [FisherVectorPooling(2)],
+    FrozenStdLayerNormalizer: [FrozenStdLayerNormalizer()],
+    GeMPooling: [
+        GeMPooling(),
+        GeMPooling(negative="shift"),
+        GeMPooling(negative="signed"),
+        GeMPooling(learn_p=True, max_epochs=2),
+    ],
     # scikit-learn's suite passes two features, then three.
-    GroupGeMPooling: [GroupGeMPooling(n_groups=1)],
+    GroupCenterer: [GroupCenterer(group_column=0)],
+    GroupGeMPooling: [GroupGeMPooling(n_groups=1), GroupGeMPooling(n_groups=1, learn_p="cv")],
+    GroupNormalizer: [GroupNormalizer(1), GroupNormalizer(1, activation="swish")],
+    GroupStandardScaler: [
+        GroupStandardScaler(group_column=0),
+        GroupStandardScaler(shrinkage="auto", group_column=0),
+    ],
     IncrementalPipeline: [
         IncrementalPipeline(
             [("normalize", L2Normalizer()), ("classify", NearestClassMeanClassifier())]
@@ -63,27 +150,81 @@ INSTANCES: dict[type, list[BaseEstimator]] = {
             ]
         ),
     ],
+    KNNMixtureClassifier: [
+        KNNMixtureClassifier(n_neighbors=5),
+        KNNMixtureClassifier(n_neighbors=5, mixing="cv", sample_weighting="knn"),
+    ],
+    KeyQuantizer: [KeyQuantizer(3, n_keys=4, key_dim=2, random_state=0)],
     L2Normalizer: [L2Normalizer()],
     LayerAggregator: [
         LayerAggregator(normalize="l2"),
         LayerAggregator([-1, 0], layer_pool="concat", normalize="layernorm"),
         LayerAggregator(token_pool=GeMPooling(negative="shift"), layer_pool="max"),
     ],
+    LayerNormalizer: [LayerNormalizer()],
     LayerSelector: [LayerSelector("rankme"), LayerSelector("rankme", rule="top_k", k=2)],
+    LearnedWhitening: [LearnedWhitening(), LearnedWhitening(2, l2=False)],
+    LinearDiscriminantClassifier: [
+        LinearDiscriminantClassifier(),
+        LinearDiscriminantClassifier(0.1, target="unit", priors="uniform"),
+        LinearDiscriminantClassifier(0.1, covariance="shared_diag"),
+    ],
+    LogSumExpPooling: [LogSumExpPooling(), LogSumExpPooling(r=-2.0, scale=None)],
+    MomentPooling: [MomentPooling(center=None), MomentPooling((1,))],
     NearestClassMeanClassifier: [
         NearestClassMeanClassifier(),
         NearestClassMeanClassifier("euclidean", normalize="l2", normalize_means=True),
         NearestClassMeanClassifier("mahalanobis", priors="empirical"),
     ],
+    NegatedPCA: [NegatedPCA(), NegatedPCA(0.5, whiten=True)],
     PatchDictionaryExtractor: [
         PatchDictionaryExtractor(n_atoms=12, patch=4),
         PatchDictionaryExtractor(n_atoms=5, patch=3, encoding="soft", pool=None, image_size=8),
     ],
-    PowerNormalizer: [PowerNormalizer(), PowerNormalizer(l2=True, l1_first=True)],
+    PerClassKNNClassifier: [
+        PerClassKNNClassifier(),
+        PerClassKNNClassifier(k=2, reduce="logmeanexp", metric="euclidean"),
+    ],
+    Pooling: [Pooling(), Pooling("gem", p=4.6), Pooling("lse")],
+    PositionalDebias: [
+        PositionalDebias(positions=list(range(6))),
+        PositionalDebias("leace", positions=list(range(6))),
+    ],
+    PositionalMeanRemoval: [PositionalMeanRemoval(), PositionalMeanRemoval("position")],
+    PowerNormalizer: [
+        PowerNormalizer(),
+        PowerNormalizer(l2=True, l1_first=True),
+        PowerNormalizer(0.25, clip=True),
+    ],
+    RMACPooling: [RMACPooling(1), RMACPooling(1, reduce="gem", region_transform=StandardScaler())],
+    RMSNormalizer: [RMSNormalizer()],
     RandomFeatureExtractor: [
         RandomFeatureExtractor(width=8, depth=2, input_size=16, n_workers=0),
         RandomFeatureExtractor("vit", width=8, tokens="cls", calibrate=False, n_workers=0),
         RandomFeatureExtractor("mlp", width=8, init="kaiming", input_size=8, n_workers=0),
+    ],
+    RandomFeatures: [
+        RandomFeatures(20),
+        RandomFeatures(20, activation=None, bias=True, orthogonal=True),
+    ],
+    RegionalGeM: [RegionalGeM(), RegionalGeM(1, size=3, pad="replicate")],
+    RidgeHeadClassifier: [
+        RidgeHeadClassifier(),
+        RidgeHeadClassifier(0.1, class_weight="balanced", temperature=5.0),
+    ],
+    SampleNormalizer: [SampleNormalizer("rms"), SampleNormalizer("frozen_layer")],
+    ScaleGeM: [ScaleGeM(), ScaleGeM(10.0)],
+    SelectedTokenPooling: [
+        SelectedTokenPooling(3, criterion="norm"),
+        SelectedTokenPooling(0.5, criterion="norm", keep="lowest", fuse_rest=True),
+    ],
+    SpatialPyramidPooling: [
+        SpatialPyramidPooling(),
+        SpatialPyramidPooling((1, 2), reduce="gem", normalize_levels="l2"),
+    ],
+    TemporalPyramidPooling: [
+        TemporalPyramidPooling(),
+        TemporalPyramidPooling((1, 3), reduce="mean", level_weights=(0.5, 1)),
     ],
     TestTimeAugmentation: [
         TestTimeAugmentation(FeatureExtractor("glyph", tokens="cls", n_workers=0)),
@@ -96,6 +237,13 @@ INSTANCES: dict[type, list[BaseEstimator]] = {
         *([] if find_spec("transformers") is None else _text_models()),
     ],
     TokenPooling: [TokenPooling(), TokenPooling(("mean", "max", "std"), normalize_tokens=True)],
+    TokenSelector: [
+        TokenSelector(3, criterion="norm"),
+        TokenSelector(0.5, criterion="query", query=[1.0] * 12, fuse_rest=True),
+    ],
+    TokenStandardScaler: [TokenStandardScaler(), TokenStandardScaler(per_position=True)],
+    VLADPooling: [VLADPooling(2), VLADPooling(2, assignment="soft", power=0.5)],
+    VectorQuantizer: [VectorQuantizer(4, random_state=0)],
     ViewAggregator: [
         ViewAggregator(),
         ViewAggregator("median"),
@@ -109,13 +257,49 @@ INSTANCES: dict[type, list[BaseEstimator]] = {
     WeightedKNNClassifier: [
         WeightedKNNClassifier(5),
         WeightedKNNClassifier(10, weights="rank", metric="euclidean", backend="torch"),
+        WeightedKNNClassifier(5, method="ivf"),
     ],
     Whitening: [
         Whitening(),
         Whitening(method="zca", shrinkage="oas"),
         Whitening(method="pca_cor", shrinkage="ledoit_wolf", l2=True),
     ],
+    # It transforms after `adapt` alone, which no suite calls.
+    WhiteningColoring: [],
 }
+
+
+# Checks that learning in parts equals learning at once, for what starts from its first part.
+_STARTS = (
+    "check_parts_equal_whole",
+    "check_first_part_may_be_one_row",
+    "check_partial_fit_continues_fit",
+    "check_parts_may_differ_in_container",
+    "check_using_does_not_change_what_is_learned",
+)
+_STARTS_OF_CLASSES = (
+    "check_merge_equals_one_learner",
+    "check_new_classes_in_any_call",
+    "check_longer_text_labels_may_follow",
+    "check_announcing_is_not_needed",
+)
+
+
+def _quantizer_failures(estimator: BaseEstimator) -> dict[str, str]:
+    """Of what gives codes, and of what stands on them."""
+    if isinstance(estimator, DiscreteKeyValueClassifier):
+        reason = "keys are learned from the first part; with keys given, parts equal the whole"
+        return dict.fromkeys((*_STARTS, *_STARTS_OF_CLASSES), reason)
+    codes = (
+        "check_array_gives_array_of_its_float_type",
+        "check_tensor_gives_tensor_of_its_float_type",
+    )
+    failures = dict.fromkeys(codes, "codes are whole numbers on the host")
+    if isinstance(estimator, VectorQuantizer):
+        one = ("check_output_is_finite", "check_feature_names_match_width")
+        failures |= dict.fromkeys(one, "there is one code per row")
+        failures |= dict.fromkeys(_STARTS, "codes start from the first part")
+    return failures
 
 
 def expected_failures(estimator: BaseEstimator) -> dict[str, str]:
@@ -124,14 +308,28 @@ def expected_failures(estimator: BaseEstimator) -> dict[str, str]:
         # scikit-learn marks the same of its own Pipeline.
         reason = "the steps of a pipeline are parameters, and fitting fits them in place"
         return {"check_estimators_overwrite_params": reason}
-    if isinstance(estimator, NearestClassMeanClassifier) and estimator.metric == "mahalanobis":
+    has_metric = isinstance(estimator, NearestClassMeanClassifier)
+    pools = estimator.metric == "mahalanobis" if has_metric else False
+    pools = pools or isinstance(estimator, LinearDiscriminantClassifier)
+    if pools and estimator.shrinkage == "oas":
         reason = "OAS shrinks by the effective number of samples, which repetition raises"
         return {"check_sample_weight_equivalence_on_dense_data": reason}
-    if isinstance(estimator, ViewAggregator):
+    if isinstance(estimator, TokenStandardScaler) and estimator.per_position:
+        reason = "positions have statistics of their own, and vectors have one position"
+        return dict.fromkeys(
+            (
+                "check_tokens_are_mapped_one_by_one",
+                "check_fit_on_tokens_equals_fit_on_their_vectors",
+            ),
+            reason,
+        )
+    if isinstance(estimator, (ScaleGeM, ViewAggregator)):
         reason = "a NaN stands for a view that is missing, and the others serve"
         return dict.fromkeys(
             ("check_bad_token_names_its_sample", "check_refused_refit_changes_nothing"), reason
         )
+    if isinstance(estimator, (DiscreteKeyValueClassifier, KeyQuantizer, VectorQuantizer)):
+        return _quantizer_failures(estimator)
     if isinstance(estimator, BackboneSelector):
         return {"check_list_equals_array": "a list holds blocks, not samples"}
     return {}

@@ -19,6 +19,7 @@ from sklearn.utils import get_tags
 from sklearn.utils.estimator_checks import parametrize_with_checks as sklearn_checks
 from text_nets import TEXTS
 
+from skpool.pooling import RegionalGeM
 from skpool.utils.discovery import all_estimators, all_public_objects
 from skpool.utils.estimator_checks import parametrize_with_checks
 
@@ -37,6 +38,8 @@ OF_ESTIMATORS = {"PR01", "PR04", "RT01", "SA04", "SS06"}
 def data_for(estimator: BaseEstimator) -> np.ndarray:
     rng = np.random.default_rng(0)
     tags = get_tags(estimator)
+    if isinstance(estimator, RegionalGeM) or getattr(estimator, "_needs_grid", False):
+        return rng.normal(size=(8, 2, 3, 12))
     if tags.input_tags.three_d_array:
         return rng.normal(size=(8, 6, 12))
     if tags.input_tags.string:
@@ -86,7 +89,9 @@ def test_skops_round_trip_gives_the_same(estimator):
     output(model, X)
     stored = io.dumps(model)
     unknown = io.get_untrusted_types(data=stored)
-    assert [name for name in unknown if not name.startswith("skpool.")] == []
+    # Arrays of SciPy are plain data, of which skops knows the older kind only.
+    known = ("skpool.", "scipy.sparse.")
+    assert [name for name in unknown if not name.startswith(known)] == []
     back = io.loads(stored, trusted=unknown)
     np.testing.assert_array_equal(output(back, X), output(model, X))
 
@@ -135,7 +140,7 @@ def test_every_parameter_is_constrained(cls):
 @pytest.mark.parametrize("cls", CLASSES)
 def test_only_the_first_parameter_is_positional(cls):
     parameters = list(inspect.signature(cls).parameters.values())
-    assert all(parameter.kind is parameter.KEYWORD_ONLY for parameter in parameters[1:])
+    assert {parameter.kind.name for parameter in parameters[1:]} <= {"KEYWORD_ONLY", "VAR_KEYWORD"}
 
 
 @pytest.mark.parametrize("estimator", ALL, ids=name_of)

@@ -31,14 +31,17 @@ ALLOWED = {
     "stores": LEAVES,
     "extraction": LEAVES | {"inputs", "backbones", "pooling", "stores"},
     "pooling": LEAVES | {"statistics", "stores"},
+    "inspection": LEAVES,
     "model_selection": LEAVES | {"stores"},
     "base": LEAVES,
     "layers": ESTIMATORS | {"stores", "pooling"},
     "preprocessing": ESTIMATORS | {"stores"},
     "prototypes": ESTIMATORS,
     "neighbors": ESTIMATORS,
+    "discriminant": ESTIMATORS,
+    "linear_model": ESTIMATORS,
     "distributed": LEAVES | {"inputs", "extraction", "pooling", "stores"},
-    "pipeline": ESTIMATORS | {"preprocessing"},
+    "pipeline": ESTIMATORS | {"preprocessing", "pooling", "layers", "stores"},
 }
 # Like tests, these use every room, and no room uses them.
 CONSUMERS = ("utils/discovery.py", "utils/estimator_checks.py", "utils/_estimator_checks/")
@@ -188,7 +191,10 @@ STAGES = {
     # What scikit-learn loads by itself (pandas, where there is one) is not our doing.
     "sklearn.pipeline": None,
     "skpool.base": RAW | {"skpool.stores", "skpool.pooling"},
+    "skpool.inspection": RAW | {"skpool.stores", "skpool.pooling"},
     "skpool.prototypes": RAW | {"skpool.stores", "skpool.pooling"},
+    "skpool.discriminant": RAW | {"skpool.stores", "skpool.pooling"},
+    "skpool.linear_model": RAW | {"skpool.stores", "skpool.pooling"},
     "skpool.neighbors": RAW | {"skpool.stores", "skpool.pooling"},
     "skpool.preprocessing": RAW | {"skpool.pooling"},
     "skpool.pipeline": RAW | {"skpool.pooling"},

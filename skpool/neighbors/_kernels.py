@@ -16,6 +16,7 @@ import torch
 from sklearn import get_config
 from sklearn.utils import gen_batches
 
+from skpool.neighbors._host_distances import host_distances
 from skpool.utils import unit_rows
 
 __all__ = [
@@ -23,13 +24,14 @@ __all__ = [
     "exact_distances",
     "nearest_of_candidates",
     "prepare_rows",
+    "rows_within",
+    "sorted_pairs",
     "wide_dtype",
+    "working_bytes",
 ]
 
 # Rows proposed beyond k: enough that a near-tie at the border rarely costs a second look.
 N_EXTRA = 8
-# Gathered rows worked on at a time on a CPU, in bytes: what stays in the cache.
-_CACHE_BYTES = 4 * 2**20
 
 
 def wide_dtype(device: torch.device) -> torch.dtype:
@@ -112,16 +114,20 @@ def candidates_torch(
     return torch.cat(borders), torch.cat(positions)
 
 
-def _pair_blocks(m: int, k: int, d: int, device: torch.device) -> Iterator[tuple[slice, slice]]:
-    limit = min(_CACHE_BYTES, working_bytes()) if device.type == "cpu" else working_bytes() // 4
-    pairs = max(1, limit // (8 * d))
+def _pair_blocks(m: int, k: int, d: int) -> Iterator[tuple[slice, slice]]:
+    pairs = max(1, working_bytes() // (32 * d))
     for rows in gen_batches(m, max(1, pairs // k)):
         for columns in gen_batches(k, min(k, pairs)):
             yield rows, columns
 
 
 def exact_distances(
-    Q: torch.Tensor, X: torch.Tensor, positions: torch.Tensor, *, metric: str
+    Q: torch.Tensor,
+    X: torch.Tensor,
+    positions: torch.Tensor,
+    *,
+    metric: str,
+    norms: torch.Tensor | None = None,
 ) -> torch.Tensor:
     """Return distances between queries and chosen rows, each computed directly in float64.
 
@@ -133,15 +139,28 @@ def exact_distances(
         Rows of X for each query.
     metric : {"cosine", "euclidean", "dot"}
         1 - cosine (1 for a zero vector), squared Euclidean distance, or minus the product.
+    norms : tensor of shape (n,), default=None
+        Norms of X by `row_norms`, if they are known; for "cosine" on the host.
 
     Returns
     -------
     distances : tensor of shape (m, k)
         Equal rows have equal distances to the last bit.
     """
+    if X.device.type == "cpu":
+        known = None if norms is None else norms.numpy()
+        found = host_distances(
+            Q.numpy(),
+            X.numpy(),
+            positions.numpy(),
+            metric=metric,
+            norms=known,
+            n_threads=torch.get_num_threads(),
+        )
+        return torch.from_numpy(found)
     wide = wide_dtype(X.device)
     out = torch.empty(positions.shape, dtype=wide, device=X.device)
-    for rows, columns in _pair_blocks(*positions.shape, X.shape[1], X.device):
+    for rows, columns in _pair_blocks(*positions.shape, X.shape[1]):
         q = Q[rows].to(wide)[:, None, :]
         x = X[positions[rows, columns]].to(wide)
         # Sums over the last axis and not matrix products: those treat rows at the edge of a
@@ -156,10 +175,23 @@ def exact_distances(
     return out
 
 
-def _sorted(
+def sorted_pairs(
     distances: torch.Tensor, positions: torch.Tensor, k: int
 ) -> tuple[torch.Tensor, torch.Tensor]:
-    """Return the first k by (distance, position)."""
+    """Return the first k by (distance, position).
+
+    Parameters
+    ----------
+    distances, positions : tensor of shape (..., n)
+        In any order.
+    k : int
+        Pairs to keep.
+
+    Returns
+    -------
+    distances, positions : tensor of shape (..., k)
+        Ascending.
+    """
     positions, order = positions.sort(dim=-1)
     distances, by_distance = distances.gather(-1, order).sort(dim=-1, stable=True)
     return distances[..., :k], positions.gather(-1, by_distance)[..., :k]
@@ -222,6 +254,7 @@ def nearest_of_candidates(
     *,
     metric: str,
     unit: float | None = None,
+    norms: torch.Tensor | None = None,
 ) -> tuple[torch.Tensor, torch.Tensor]:
     """Return the k nearest rows, given what a back-end proposed.
 
@@ -241,6 +274,8 @@ def nearest_of_candidates(
         As the rows were prepared.
     unit : float, default=None
         Relative error of one product of the back-end; None takes what torch is set to.
+    norms : tensor of shape (n,), default=None
+        As `exact_distances` takes them.
 
     Returns
     -------
@@ -251,8 +286,8 @@ def nearest_of_candidates(
     """
     unit = _unit_roundoff() if unit is None else unit
     missing = (positions < 0).any(dim=1)
-    distances = exact_distances(Q, X, positions.clamp(min=0), metric=metric)
-    distances, found = _sorted(distances, positions, k)
+    distances = exact_distances(Q, X, positions.clamp(min=0), metric=metric, norms=norms)
+    distances, found = sorted_pairs(distances, positions, k)
     if positions.shape[1] == len(X) and not bool(missing.any()):
         return distances, found
     kth = torch.where(missing, torch.inf, distances[:, -1])
@@ -266,6 +301,45 @@ def nearest_of_candidates(
         possible = ~(near > (kth + bound)[block, None])
         for i, mask in zip(block.tolist(), possible, strict=True):
             rows = mask.nonzero().T
-            exact = exact_distances(Q[i : i + 1], X, rows, metric=metric)
-            distances[i : i + 1], found[i : i + 1] = _sorted(exact, rows, k)
+            exact = exact_distances(Q[i : i + 1], X, rows, metric=metric, norms=norms)
+            distances[i : i + 1], found[i : i + 1] = sorted_pairs(exact, rows, k)
     return distances, found
+
+
+def rows_within(
+    Q: torch.Tensor,
+    X: torch.Tensor,
+    q: torch.Tensor,
+    x: torch.Tensor,
+    radius: float,
+    *,
+    metric: str,
+    norms: torch.Tensor | None = None,
+) -> Iterator[tuple[torch.Tensor, torch.Tensor]]:
+    """Yield for each query all rows within a radius.
+
+    Parameters
+    ----------
+    Q, X, q, x, norms : tensor
+        As `nearest_of_candidates` takes them.
+    radius : float
+        Largest distance; squared for "euclidean".
+    metric : {"cosine", "euclidean", "dot"}
+        As the rows were prepared.
+
+    Yields
+    ------
+    distances, positions : tensor of shape (n_found,)
+        By (distance, position).
+    """
+    kth = torch.full((len(q),), radius, dtype=wide_dtype(x.device), device=x.device)
+    limit = kth + rounding_bound(q, x, kth.clamp(min=0), metric=metric, unit=_unit_roundoff())
+    for block in gen_batches(len(q), max(1, working_bytes() // (8 * len(x)))):
+        near = approximate_distances(q[block], x, metric=metric).to(kth.dtype)
+        # A comparison with NaN is false: what cannot be ruled out is computed.
+        possible = ~(near > limit[block, None])
+        for i, mask in zip(range(block.start, block.stop), possible, strict=True):
+            rows = mask.nonzero().T
+            exact = exact_distances(Q[i : i + 1], X, rows, metric=metric, norms=norms)
+            inside = exact[0] <= radius
+            yield sorted_pairs(exact[0][inside], rows[0][inside], int(inside.sum()))

@@ -1,27 +1,29 @@
 # SPDX-License-Identifier: BSD-3-Clause
 """WeightedKNNClassifier: the standard training-free test of frozen features, append and forget.
 
-It keeps the rows in a `NeighborIndex` and their labels beside it; everything else is a vote.
+`StoredSamplesMixin` keeps the rows in a `NeighborIndex` and their labels beside it; everything
+else is a vote.
 """
 
 from collections.abc import Callable, Iterable
 from numbers import Integral, Real
-from typing import ClassVar, Self
+from typing import ClassVar
 
 import numpy as np
 from sklearn.base import BaseEstimator, ClassifierMixin
 from sklearn.utils._param_validation import Interval, StrOptions
 from sklearn.utils.validation import check_is_fitted
 
-from skpool.base import IncrementalMixin
+from skpool.neighbors._approximate import METHODS
 from skpool.neighbors._index import NeighborIndex
+from skpool.neighbors._stored_samples import StoredSamplesMixin
 from skpool.neighbors._votes import WEIGHTS, neighbor_weights, vote_probabilities
-from skpool.utils import ArrayLike, as_tensor, validate_vectors
+from skpool.utils import ArrayLike, validate_vectors
 
 __all__ = ["WeightedKNNClassifier"]
 
 
-class WeightedKNNClassifier(IncrementalMixin, ClassifierMixin, BaseEstimator):
+class WeightedKNNClassifier(StoredSamplesMixin, ClassifierMixin, BaseEstimator):
     r"""Classifier by the weighted votes of the nearest training samples.
 
     With similarities :math:`s_i` of the :math:`k` nearest samples, the probability of class
@@ -54,6 +56,11 @@ class WeightedKNNClassifier(IncrementalMixin, ClassifierMixin, BaseEstimator):
         not hold weigh 1.
     backend : {"auto", "torch", "faiss"}, default="auto"
         Engine of the search, see :class:`NeighborIndex`; all give the same neighbours.
+    method : {"exact", "hnsw", "ivf", "ivfpq"}, default="exact"
+        How neighbours are found, see :class:`NeighborIndex`. All others than "exact" may miss
+        some: look at `recall_` before you trust an accuracy.
+    params : dict, default=None
+        Settings of the method, see :class:`NeighborIndex`.
 
     Attributes
     ----------
@@ -69,10 +76,15 @@ class WeightedKNNClassifier(IncrementalMixin, ClassifierMixin, BaseEstimator):
         Their labels, in order of arrival.
     train_features_ : ndarray of shape (n_stored, n_features)
         Their features, in the same order; read-only.
+    recall_ : float
+        Share of the `n_neighbors` nearest samples that the method finds, measured on up to 256
+        of the stored samples when it is first asked for; 1 for ``method="exact"``.
 
     See Also
     --------
     NeighborIndex : The search underneath.
+    PerClassKNNClassifier : Takes the nearest samples of every class, for uneven class sizes.
+    KNNMixtureClassifier : Votes beside another classifier.
     skpool.prototypes.NearestClassMeanClassifier : Keeps one vector per class instead of all.
 
     Notes
@@ -80,7 +92,11 @@ class WeightedKNNClassifier(IncrementalMixin, ClassifierMixin, BaseEstimator):
     Cost: fitting stores the samples; a prediction of m samples is one product of
     m * n_stored * n_features and a partial sort. Of equally near samples the one that came first
     is taken, with every back-end. A new sample of a known class changes nothing else, so
-    learning in pieces equals learning at once.
+    learning in pieces equals learning at once, and `sweep` tries many settings for the price of
+    one search.
+
+    With fewer neighbours than classes `class_weight` cannot help a class that has no vote; use
+    :class:`PerClassKNNClassifier` then.
 
     A call that names its number of neighbours, `kneighbors(n_neighbors=...)` or `sweep`, is
     refused where fewer samples are stored.
@@ -116,6 +132,8 @@ class WeightedKNNClassifier(IncrementalMixin, ClassifierMixin, BaseEstimator):
             None,
         ],
         "backend": [StrOptions({"auto", "torch", "faiss"})],
+        "method": [StrOptions({"exact", *METHODS})],
+        "params": [dict, None],
     }
 
     def __init__(
@@ -127,6 +145,8 @@ class WeightedKNNClassifier(IncrementalMixin, ClassifierMixin, BaseEstimator):
         metric: str = "cosine",
         class_weight: str | float | dict | None = None,
         backend: str = "auto",
+        method: str = "exact",
+        params: dict | None = None,
     ):
         self.n_neighbors = n_neighbors
         self.weights = weights
@@ -134,61 +154,8 @@ class WeightedKNNClassifier(IncrementalMixin, ClassifierMixin, BaseEstimator):
         self.metric = metric
         self.class_weight = class_weight
         self.backend = backend
-
-    def fit(self, X: ArrayLike, y: object) -> Self:
-        """Store these samples alone.
-
-        Parameters
-        ----------
-        X : array-like or tensor of shape (n_samples, n_features)
-            Feature vectors; they are copied, and searched where they lie.
-        y : array-like of shape (n_samples,)
-            Class labels: integers, booleans or text.
-
-        Returns
-        -------
-        self : WeightedKNNClassifier
-            The fitted classifier. If the call fails, it stays as it was.
-        """
-        return super().fit(X, y)
-
-    def partial_fit(self, X: ArrayLike, y: object, classes: object = None) -> Self:
-        """Store these samples beside all earlier ones.
-
-        Parameters
-        ----------
-        X : array-like or tensor of shape (n_samples, n_features)
-            Feature vectors.
-        y : array-like of shape (n_samples,)
-            Class labels; labels never seen before are welcome in any call.
-        classes : array-like of shape (n_classes,), default=None
-            Labels to announce before they have samples. They are listed in `classes_` with
-            probability 0. Not required.
-
-        Returns
-        -------
-        self : WeightedKNNClassifier
-            The updated classifier. If the call fails, it stays as it was.
-        """
-        return super().partial_fit(X, y, classes)
-
-    def forget(self, X: ArrayLike, y: object) -> Self:
-        """Remove stored samples.
-
-        Parameters
-        ----------
-        X : array-like or tensor of shape (n_samples, n_features)
-            The feature vectors exactly as they were stored. Of equal samples with one label, as
-            many are removed as are given, the last stored first.
-        y : array-like of shape (n_samples,)
-            Their labels.
-
-        Returns
-        -------
-        self : WeightedKNNClassifier
-            The updated classifier. If the call fails, it stays as it was.
-        """
-        return super().forget(X, y)
+        self.method = method
+        self.params = params
 
     def kneighbors(
         self,
@@ -225,12 +192,11 @@ class WeightedKNNClassifier(IncrementalMixin, ClassifierMixin, BaseEstimator):
                 f"n_neighbors={k} were asked for, but {available} stored samples can be "
                 f"neighbours; ask for 1 to {available}."
                 if available
-                else "The only stored sample has no neighbours; store more."
+                else "n_samples = 1 is stored, which has no neighbours; store more."
             )
-        distances, ids = self.index_.search(X, k + others)
-        positions = np.searchsorted(self.index_.ids, ids)
-        if others:
-            distances, positions = _without_self(distances, positions)
+        distances, positions = self.index_._nearest(
+            X, k, exclude=self.index_.ids if others else None
+        )
         return (distances, positions) if return_distance else positions
 
     def predict_proba(self, X: ArrayLike) -> np.ndarray:
@@ -318,10 +284,25 @@ class WeightedKNNClassifier(IncrementalMixin, ClassifierMixin, BaseEstimator):
         return self._vote(distances, positions, temperature=self.temperature, own=True)
 
     @property
-    def train_features_(self) -> np.ndarray:
-        """Features of the stored samples, in the order of `train_labels_`; read-only."""
-        check_is_fitted(self)
-        return self.index_.vectors
+    def recall_(self) -> float:
+        """Share of the nearest samples that the method finds."""
+        # Fitted attributes do not exist before fit: hasattr must say so.
+        if not hasattr(self, "index_"):
+            raise AttributeError(f"This {type(self).__name__} is not fitted, so has no 'recall_'.")
+        if self.index_.method == "exact" or len(self.index_) < 2:
+            return 1.0
+        if self._recall is None:
+            self._recall = self.index_.recall(k=self.n_neighbors)
+        return self._recall
+
+    def _new_index(self) -> NeighborIndex:
+        return NeighborIndex(
+            self.metric, backend=self.backend, method=self.method, params=self.params
+        )
+
+    def _refresh(self) -> None:
+        super()._refresh()
+        self._recall: float | None = None
 
     def _vote(
         self,
@@ -334,9 +315,11 @@ class WeightedKNNClassifier(IncrementalMixin, ClassifierMixin, BaseEstimator):
         weights = neighbor_weights(
             distances, self.weights, metric=self.index_.metric, temperature=temperature
         )
-        codes = np.searchsorted(self.classes_, self.train_labels_[positions])
         return vote_probabilities(
-            codes, weights, len(self.classes_), class_sizes=self._class_sizes(own=own)
+            self._codes[positions],
+            weights,
+            len(self.classes_),
+            class_sizes=self._class_sizes(own=own),
         )
 
     def _class_sizes(self, *, own: bool) -> np.ndarray | float:
@@ -346,10 +329,9 @@ class WeightedKNNClassifier(IncrementalMixin, ClassifierMixin, BaseEstimator):
         power = {None: 0.0, "balanced": 1.0}.get(self.class_weight, self.class_weight)
         if not power:
             return 1.0
-        codes = np.searchsorted(self.classes_, self.train_labels_)
-        sizes = np.bincount(codes, minlength=len(self.classes_)).astype(np.float64)
+        sizes = self._counts().astype(np.float64)
         if own:
-            sizes = sizes - (codes[:, None] == np.arange(len(sizes)))
+            sizes = sizes - (self._codes[:, None] == np.arange(len(sizes)))
         # A class without samples gets no votes; its size only must not be 0.
         return np.maximum(sizes, 1.0) ** power
 
@@ -362,70 +344,3 @@ class WeightedKNNClassifier(IncrementalMixin, ClassifierMixin, BaseEstimator):
                 "finite weights above 0."
             )
         return weights
-
-    def _seen_classes(self) -> np.ndarray:
-        return self._stored_classes
-
-    def _reset(self) -> None:
-        self.index_ = NeighborIndex(self.metric, backend=self.backend)
-        self.train_labels_ = self._stored_classes = None
-
-    def _store(self, X: ArrayLike, y: np.ndarray) -> None:
-        if self.train_labels_ is None or len(self.train_labels_) == 0:
-            self.train_labels_, self._stored_classes = y.copy(), np.unique(y)
-        else:
-            self.train_labels_ = np.concatenate([self.train_labels_, y])
-            self._stored_classes = np.union1d(self._stored_classes, y)
-        # Last, because it changes the index in place; it adds all rows or none.
-        self.index_.add(X)
-
-    def _update(self, X: ArrayLike, y: np.ndarray, sample_weight: None) -> None:
-        self._store(X, y)
-
-    def _remove(self, positions: np.ndarray) -> None:
-        self.train_labels_ = np.delete(self.train_labels_, positions)
-        self._stored_classes = np.unique(self.train_labels_)
-        self.index_.remove(self.index_.ids[positions])
-
-    def _forget(self, X: ArrayLike, y: np.ndarray, sample_weight: None) -> None:
-        stored = self.train_features_
-        places: dict[tuple[object, bytes], list[int]] = {}
-        members = np.flatnonzero(np.isin(self.train_labels_, y))
-        for i, row in zip(members.tolist(), _row_bytes(stored[members]), strict=True):
-            places.setdefault((self.train_labels_[i], row), []).append(i)
-        found = []
-        for i, (label, row) in enumerate(zip(y, _row_bytes(X), strict=True)):
-            if not places.get((label, row)):
-                raise ValueError(
-                    f"Row {i} of X with label {label.item()!r} is not stored, or not as often as "
-                    "it is given; forget takes samples exactly as they were stored."
-                )
-            found.append(places[label, row].pop())
-        self._remove(np.array(found))
-
-    def _forget_class(self, label: object) -> None:
-        self._remove(np.flatnonzero(self.train_labels_ == label))
-
-    def _merge(self, other: "WeightedKNNClassifier") -> None:
-        self._store(other.train_features_, other.train_labels_)
-
-    def _map_to(self, mapped: Self, A: np.ndarray, b: np.ndarray) -> None:
-        rows = self.train_features_
-        mapped._reset()
-        mapped._store((rows @ A + b).astype(rows.dtype), self.train_labels_)
-
-
-def _row_bytes(X: ArrayLike) -> list[bytes]:
-    """Return each row as bytes that are equal if and only if all values are."""
-    # Widening is exact, and adding 0 makes -0 equal to 0.
-    rows = as_tensor(X).cpu().double().numpy() + 0.0
-    return [row.tobytes() for row in rows]
-
-
-def _without_self(distances: np.ndarray, positions: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """Drop from the neighbours of stored sample i its own position, or else the last."""
-    own = positions == np.arange(len(positions))[:, None]
-    # Among many equal samples the own one may lie beyond the neighbours found.
-    own[~own.any(axis=1), -1] = True
-    shape = (len(positions), positions.shape[1] - 1)
-    return distances[~own].reshape(shape), positions[~own].reshape(shape)

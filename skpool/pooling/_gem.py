@@ -5,10 +5,17 @@ from numbers import Integral, Real
 
 import numpy as np
 import torch
+from sklearn.utils import Tags, check_random_state
 from sklearn.utils._param_validation import Interval, StrOptions
 from sklearn.utils.validation import check_is_fitted
 
 from skpool.pooling._base import BasePooling
+from skpool.pooling._gem_learning import (
+    LEAST_EXPONENT,
+    GeMOptions,
+    search_exponents,
+    train_exponents,
+)
 from skpool.pooling._kernels import pool_gem, pool_min
 from skpool.stores import TokenArray
 from skpool.utils import as_tensor
@@ -23,6 +30,10 @@ class _BaseGeM(BasePooling):
         **BasePooling._parameter_constraints,
         "negative": [StrOptions({"clamp", "shift", "signed"})],
         "eps": [Interval(Real, 0, None, closed="neither")],
+        "learn_p": ["boolean", StrOptions({"cv"})],
+        "lr": [Interval(Real, 0, None, closed="neither")],
+        "max_epochs": [Interval(Integral, 1, None, closed="left")],
+        "random_state": ["random_state"],
     }
 
     def _exponents(self, n_features: int) -> np.ndarray:
@@ -37,6 +48,12 @@ class _BaseGeM(BasePooling):
             raise ValueError(
                 f"p={self.p!r} with negative='signed' is not defined; give exponents above 0."
             )
+        starts = (exponents > LEAST_EXPONENT) & np.isfinite(exponents)
+        if self.learn_p and self.learn_p != "cv" and not starts.all():
+            raise ValueError(
+                f"p={self.p!r} is where learn_p=True starts from; give finite exponents "
+                f"above {LEAST_EXPONENT}."
+            )
 
     def _fit_tokens(self, tokens: TokenArray, y: object) -> None:
         self.p_ = self._exponents(tokens.shape[2])
@@ -47,28 +64,56 @@ class _BaseGeM(BasePooling):
             if not known.any():
                 raise ValueError("X has no sample with a real token to learn the minimum from.")
             self.channel_min_ = minima[known].min(axis=0)
+        if self.learn_p:
+            self.p_ = self._learn_exponents(tokens, y)
+
+    def _learn_exponents(self, tokens: TokenArray, y: object) -> np.ndarray:
+        common = {"batch_size": self.batch_size, "who": type(self).__name__}
+        if self.learn_p == "cv":
+            return search_exponents(tokens, y, len(self.p_), self._options(), **common)
+        seed = check_random_state(self.random_state).randint(np.iinfo(np.int32).max)
+        return train_exponents(
+            tokens,
+            y,
+            self.p_,
+            self._options(),
+            lr=self.lr,
+            epochs=self.max_epochs,
+            seed=seed,
+            **common,
+        )
+
+    def _options(self) -> GeMOptions:
+        """What the kernel is told beside the exponents."""
+        minimum = torch.from_numpy(self.channel_min_) if self.negative == "shift" else None
+        return {"negative": self.negative, "eps": self.eps, "minimum": minimum}
+
+    def _learned(self) -> list[str]:
+        """Fitted attributes without which there is no pooling."""
+        learned = {"channel_min_": self.negative == "shift", "p_": bool(self.learn_p)}
+        return [name for name, needed in learned.items() if needed]
 
     def _check_ready(self) -> None:
-        if self.negative == "shift":
-            check_is_fitted(self, "channel_min_")
+        if self._learned():
+            check_is_fitted(self, self._learned())
 
     def _fingerprint(self) -> str | None:
-        # The minimum is learned, so parameters alone do not name the result.
-        return None if self.negative == "shift" else super()._fingerprint()
+        # Parameters alone do not name the result of what is learned.
+        return None if self._learned() else super()._fingerprint()
 
     def _pool(self, tokens: torch.Tensor, mask: torch.Tensor | None) -> torch.Tensor:
         n_features = tokens.shape[2]
-        p = self._exponents(n_features)
+        p = self.p_ if self.learn_p else self._exponents(n_features)
         if len(p) == 1:
             p = float(p[0])
         else:
             p = torch.from_numpy(p.repeat(n_features // len(p)))
-        minimum = torch.from_numpy(self.channel_min_) if self.negative == "shift" else None
-        return pool_gem(tokens, mask, p=p, negative=self.negative, eps=self.eps, minimum=minimum)
+        return pool_gem(tokens, mask, p=p, **self._options())
 
-    def __sklearn_tags__(self):
+    def __sklearn_tags__(self) -> Tags:
         tags = super().__sklearn_tags__()
-        tags.requires_fit = self.negative == "shift"
+        tags.requires_fit = bool(self._learned())
+        tags.target_tags.required = bool(self.learn_p)
         return tags
 
 
@@ -93,6 +138,17 @@ class GeMPooling(_BaseGeM):
         "signed" takes the mean of :math:`\mathrm{sign}(x)|x|^p` and its signed root, for `p > 0`.
     eps : float, default=1e-6
         Smallest value that is raised to a power.
+    learn_p : bool or "cv", default=False
+        Whether `fit` learns the exponent from class labels. True starts at `p` and trains
+        :math:`p = 0.1 + \log(1 + e^\theta)` together with a softmax head by Adam; "cv" takes, of
+        1, 2, 3, 4, 6 and 10, the one with the least leave-one-out error of a ridge classifier.
+    lr : float, default=1e-2
+        First step size of ``learn_p=True``; it falls to 0 as a cosine. No exponent moves by much
+        more than this times half the number of steps, of 64 samples each.
+    max_epochs : int, default=20
+        Passes over the training tokens of ``learn_p=True``.
+    random_state : int, RandomState or None, default=0
+        Order of the samples of ``learn_p=True``.
     scope : {"patch", "all"}, default="patch"
         Whether the class token and registers are left out.
     empty : {"raise", "zero", "nan"}, default="raise"
@@ -107,7 +163,7 @@ class GeMPooling(_BaseGeM):
     n_features_in_ : int
         Number of features of a token.
     p_ : ndarray of shape (1,)
-        The exponent.
+        The exponent, given or learned.
     channel_min_ : ndarray of shape (n_features,)
         Smallest value of each feature; with `negative="shift"`.
 
@@ -119,8 +175,13 @@ class GeMPooling(_BaseGeM):
     Notes
     -----
     Cost: O(n T d), a few passes over blocks of rows. Values are scaled by their largest before
-    they are raised to a power, so no exponent overflows. Unless `negative="shift"` nothing is
-    learned, and results are kept in the store of the tokens.
+    they are raised to a power, so no exponent overflows. Unless `negative="shift"` or `learn_p`
+    nothing is learned, and results are kept in the store of the tokens.
+
+    ``learn_p=True`` costs `max_epochs` such passes with a logarithm and an exponential each, and
+    keeps the tokens of a network meanwhile, as `AttentionPooling` does. ``learn_p="cv"`` reads the
+    tokens once, keeps 6 vectors per sample, and fits a ridge classifier, O(n d^2 + d^3), for each
+    choice that it tries: 6 times, and up to 15 times the number of groups more.
 
     References
     ----------
@@ -144,6 +205,10 @@ class GeMPooling(_BaseGeM):
         *,
         negative: str = "clamp",
         eps: float = 1e-6,
+        learn_p: bool | str = False,
+        lr: float = 1e-2,
+        max_epochs: int = 20,
+        random_state=0,
         scope: str = "patch",
         empty: str = "raise",
         batch_size: int = 256,
@@ -152,6 +217,10 @@ class GeMPooling(_BaseGeM):
         self.p = p
         self.negative = negative
         self.eps = eps
+        self.learn_p = learn_p
+        self.lr = lr
+        self.max_epochs = max_epochs
+        self.random_state = random_state
         self.scope = scope
         self.empty = empty
         self.batch_size = batch_size
@@ -177,6 +246,18 @@ class GroupGeMPooling(_BaseGeM):
         What is done with values below zero, as in `GeMPooling`.
     eps : float, default=1e-6
         Smallest value that is raised to a power.
+    learn_p : bool or "cv", default=False
+        Whether `fit` learns the exponents from class labels. True starts at `p` and trains
+        :math:`p = 0.1 + \log(1 + e^\theta)` together with a softmax head by Adam [1]_; "cv"
+        takes for one group after the other, of 1, 2, 3, 4, 6 and 10, the one with the least
+        leave-one-out error of a ridge classifier.
+    lr : float, default=1e-2
+        First step size of ``learn_p=True``; it falls to 0 as a cosine. No exponent moves by much
+        more than this times half the number of steps, of 64 samples each.
+    max_epochs : int, default=20
+        Passes over the training tokens of ``learn_p=True``.
+    random_state : int, RandomState or None, default=0
+        Order of the samples of ``learn_p=True``.
     scope : {"patch", "all"}, default="patch"
         Whether the class token and registers are left out.
     empty : {"raise", "zero", "nan"}, default="raise"
@@ -191,7 +272,7 @@ class GroupGeMPooling(_BaseGeM):
     n_features_in_ : int
         Number of features of a token.
     p_ : ndarray of shape (n_groups,)
-        The exponents.
+        The exponents, given or learned.
     channel_min_ : ndarray of shape (n_features,)
         Smallest value of each feature; with `negative="shift"`.
 
@@ -201,7 +282,7 @@ class GroupGeMPooling(_BaseGeM):
 
     Notes
     -----
-    Cost: as `GeMPooling`, with one run per group of equal exponents.
+    Cost: as `GeMPooling`, with one run per group of equal exponents, also where they are learned.
 
     References
     ----------
@@ -230,6 +311,10 @@ class GroupGeMPooling(_BaseGeM):
         p=3.0,
         negative: str = "shift",
         eps: float = 1e-6,
+        learn_p: bool | str = False,
+        lr: float = 1e-2,
+        max_epochs: int = 20,
+        random_state=0,
         scope: str = "patch",
         empty: str = "raise",
         batch_size: int = 256,
@@ -239,6 +324,10 @@ class GroupGeMPooling(_BaseGeM):
         self.p = p
         self.negative = negative
         self.eps = eps
+        self.learn_p = learn_p
+        self.lr = lr
+        self.max_epochs = max_epochs
+        self.random_state = random_state
         self.scope = scope
         self.empty = empty
         self.batch_size = batch_size

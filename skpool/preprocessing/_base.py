@@ -11,11 +11,13 @@ import numpy as np
 import torch
 from sklearn.base import BaseEstimator, TransformerMixin, _fit_context
 from sklearn.utils import Tags
+from sklearn.utils._set_output import _wrap_data_with_container
 
 from skpool import __version__
 from skpool.stores import TokenArray, as_given, validate_tokens
 from skpool.utils import (
     ArrayLike,
+    as_tensor,
     fingerprint,
     numpy_or_tensor,
     unchanged_on_error,
@@ -23,18 +25,41 @@ from skpool.utils import (
     widened,
 )
 
-__all__ = ["BaseRowMap", "rows_of"]
+__all__ = ["BaseRowMap", "placed_rows_of", "rows_of"]
+
+# Rows of an array at a time, where something is learned: half precision is widened by the block.
+_BLOCK_ROWS = 8192
 
 
 def _is_tokens(X: object) -> bool:
-    """Whether X has an axis of tokens: a TokenArray, rank 3 or 4, or a list of (L_i, d)."""
+    """Whether X has an axis of tokens: a TokenArray, rank 3 or more, or a list of (L_i, d)."""
     if isinstance(X, TokenArray):
         return True
-    if isinstance(X, (list, tuple)):
+    listed = isinstance(X, (list, tuple))
+    if listed or (isinstance(X, np.ndarray) and X.dtype.hasobject and X.ndim == 1):
         return len(X) > 0 and np.ndim(X[0]) >= 2
-    if isinstance(X, np.ndarray) and X.dtype.hasobject and X.ndim == 1:
-        return len(X) > 0 and np.ndim(X[0]) == 2
     return getattr(X, "ndim", 2) > 2
+
+
+def placed_rows_of(X: ArrayLike | TokenArray) -> Iterator[tuple[torch.Tensor, torch.Tensor]]:
+    """Yield the vectors (m, d) of checked data in blocks, and the position of each token (m,).
+
+    All real tokens come, and rows of vectors at position 0; half precision as float32. Tokens
+    that a network computed as NaN, as an unreadable view's, are left out.
+    """
+    if not isinstance(X, TokenArray):
+        for rows in as_tensor(X).split(_BLOCK_ROWS):
+            yield widened(rows), torch.zeros(len(rows), dtype=torch.int64)
+        return
+    for _, tokens, mask in X.iter_batches():
+        places = torch.arange(tokens.shape[1], device=tokens.device).expand(tokens.shape[:2])
+        real = torch.ones_like(places, dtype=torch.bool) if mask is None else mask
+        if not X.in_memory:
+            real = real & torch.isfinite(tokens).all(dim=-1)
+        whole = bool(real.all())
+        rows = tokens.flatten(0, 1) if whole else tokens[real]
+        if len(rows):
+            yield widened(rows), places[real]
 
 
 def rows_of(X: ArrayLike | TokenArray) -> Iterator[torch.Tensor]:
@@ -42,16 +67,12 @@ def rows_of(X: ArrayLike | TokenArray) -> Iterator[torch.Tensor]:
 
     Half precision comes as float32.
     """
-    if not isinstance(X, TokenArray):
-        yield numpy_or_tensor(X)[0]
-        return
-    for _, tokens, mask in X.iter_batches():
-        rows = tokens.flatten(0, 1) if mask is None else tokens[mask]
-        if len(rows):
-            yield widened(rows)
+    for rows, _ in placed_rows_of(X):
+        yield rows
 
 
-class BaseRowMap(TransformerMixin, BaseEstimator):
+# Tokens have no table to be put in, so `transform` itself wraps vectors where that was asked for.
+class BaseRowMap(TransformerMixin, BaseEstimator, auto_wrap_output_keys=None):
     """Base of the steps that act on the last axis.
 
     A subclass writes `_map`; one that learns writes `_learn` and sets the tag `requires_fit`.
@@ -80,6 +101,23 @@ class BaseRowMap(TransformerMixin, BaseEstimator):
             self._learn(X)
         return self
 
+    def fit_transform(self, X: ArrayLike | TokenArray, y: object = None) -> ArrayLike | TokenArray:
+        """Fit to X and map it.
+
+        Parameters
+        ----------
+        X : array-like or tensor of shape (n_samples, n_features)
+            Or tokens, as in `fit`.
+        y : ignored
+            Present for the API.
+
+        Returns
+        -------
+        Z : ndarray, tensor or TokenArray
+            As `transform` gives.
+        """
+        return self.fit(X, y).transform(X)
+
     def transform(self, X: ArrayLike | TokenArray) -> ArrayLike | TokenArray:
         """Map every vector.
 
@@ -91,14 +129,15 @@ class BaseRowMap(TransformerMixin, BaseEstimator):
         Returns
         -------
         Z : ndarray, tensor or TokenArray
-            As X came, of the same rank, half precision as float32; a TokenArray stays lazy.
+            As X came, of the same rank, half precision as float32; a TokenArray stays lazy, and
+            so is what a list becomes. `set_output` concerns vectors.
         """
         self._check_ready()
         given, X = X, self._checked(X, reset=False)
-        self._check_parameters(X.shape[-1])
+        self._check_mappable(X)
         if not isinstance(X, TokenArray):
             rows, restore = numpy_or_tensor(X)
-            return restore(self._map(rows))
+            return _wrap_data_with_container("transform", restore(self._map(rows)), given, self)
         mapped = X.map(
             self._map_tokens,
             n_features=self._n_features_of(X.shape[-1]),
@@ -136,6 +175,10 @@ class BaseRowMap(TransformerMixin, BaseEstimator):
 
     def _check_ready(self) -> None:
         """Refuse to transform before `fit` where something is learned."""
+
+    def _check_mappable(self, X: ArrayLike | TokenArray) -> None:
+        """Refuse checked data that the step cannot map."""
+        self._check_parameters(X.shape[-1])
 
     def _learn(self, X: ArrayLike | TokenArray) -> None:
         """Learn from the vectors, which `rows_of` gives in blocks."""

@@ -20,7 +20,8 @@ class L2Normalizer(OneToOneFeatureMixin, BaseRowMap):
     .. math:: z = x / \max(|x|_2, \epsilon)
 
     After it, Euclidean and cosine neighbours agree. The rows of joined feature vectors can be
-    scaled block by block, so that each backbone weighs the same.
+    scaled block by block, so that each backbone weighs the same. Rows are vectors, or the tokens
+    of each sample.
 
     Parameters
     ----------
@@ -37,14 +38,15 @@ class L2Normalizer(OneToOneFeatureMixin, BaseRowMap):
 
     See Also
     --------
+    CenteredL2Normalizer : Unit length after the mean was subtracted.
     PowerNormalizer : Signed power, optionally with unit length after it.
 
     Notes
     -----
-    Stateless: `transform` works without `fit`. Tokens are scaled one by one. Lengths are computed after division by the largest
-    magnitude of the row, in float32 at least, so half-precision rows and values near the largest
-    float do not overflow; zero rows stay zero. Arrays and tensors come back as they came, half
-    precision as float32. Cost: one pass, O(n d).
+    Stateless: `transform` works without `fit`. Tokens are scaled one by one, and stay lazy.
+    Lengths are computed in float32 at least, after division by the largest magnitude of the row
+    where squares would overflow or vanish; zero rows stay zero. Arrays and tensors come back as
+    they came, half precision as float32. Cost: one pass, O(n d).
 
     References
     ----------

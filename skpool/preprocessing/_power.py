@@ -25,7 +25,9 @@ class PowerNormalizer(OneToOneFeatureMixin, BaseRowMap):
     .. math:: z_j = \operatorname{sign}(x_j) |x_j|^p
 
     A power of 1/2 is the signed square root of retrieval [1]_; after division by the L1 norm it
-    is the Hellinger mapping (RootSIFT), whose rows have unit Euclidean length.
+    is the Hellinger mapping (RootSIFT), whose rows have unit Euclidean length. The power of Tukey
+    is that of features that are not negative, see `clip`. Rows are vectors, or the tokens of each
+    sample.
 
     Parameters
     ----------
@@ -34,7 +36,10 @@ class PowerNormalizer(OneToOneFeatureMixin, BaseRowMap):
     l2 : bool, default=False
         Scale rows to unit Euclidean length afterwards.
     l1_first : bool, default=False
-        Divide rows by their L1 norm first.
+        Divide rows by their L1 norm first, after `clip`.
+    clip : bool, default=False
+        Set values below 0 to 0 before anything else, as an unsigned power needs (Tukey's); those
+        of a transformer are below 0 about as often as above, and are lost.
 
     Attributes
     ----------
@@ -70,14 +75,25 @@ class PowerNormalizer(OneToOneFeatureMixin, BaseRowMap):
         "power": [Interval(Real, 0, None, closed="neither")],
         "l2": ["boolean"],
         "l1_first": ["boolean"],
+        "clip": ["boolean"],
     }
 
-    def __init__(self, power: float = 0.5, *, l2: bool = False, l1_first: bool = False):
+    def __init__(
+        self,
+        power: float = 0.5,
+        *,
+        l2: bool = False,
+        l1_first: bool = False,
+        clip: bool = False,
+    ):
         self.power = power
         self.l2 = l2
         self.l1_first = l1_first
+        self.clip = clip
 
     def _map(self, rows: torch.Tensor) -> torch.Tensor:
+        if self.clip:
+            rows = rows.clamp(min=0.0)
         if self.l1_first:
             rows = l1_normalize(rows)
         elif self.l2:

@@ -6,6 +6,7 @@ a classifier that keeps them can learn in any order, merge with another and forg
 """
 
 from collections.abc import Mapping
+from dataclasses import replace
 
 import numpy as np
 import torch
@@ -26,6 +27,7 @@ from skpool.statistics._state import (
     map_moments,
     merge_moments,
     regroup_moments,
+    reweigh_moments,
     subtract_moments,
     take_moments,
 )
@@ -54,7 +56,8 @@ class ClassMoments:
     product_dtype : {"auto", "float32", "float64"}, default="auto"
         Type in which rows are multiplied. ``"auto"`` takes float32 for rows of float32 or half
         precision with more than 256 features (unless `block_rows` exceeds 16,384), where it saves
-        time and costs about 1e-7 of the scatter, and float64 otherwise. Sums are float64 always.
+        time and costs about 1e-7 of the scatter, and float64 otherwise. Blocks are added up in
+        float64 always.
     block_rows : int, default=8192
         Rows per product; bounds the working memory.
 
@@ -403,6 +406,51 @@ class ClassMoments:
         new = [mapping.get(label, label) for label in self._state.classes.tolist()]
         labels = plain_labels(check_labels(new, n_samples=len(new))) if new else self._state.classes
         return self._with(regroup_moments(self._state, labels, self.scatter))
+
+    def pooled(self) -> "ClassMoments":
+        """Return the moments of all rows as those of one class, labelled 0.
+
+        Returns
+        -------
+        moments : ClassMoments
+            A new object, with ``scatter="shared"`` or "shared_diag" where it was kept by class.
+        """
+        one = regroup_moments(self._state, np.zeros(len(self.classes_), np.int64), self.scatter)
+        kinds = {"per_class": "shared", "diag": "shared_diag"}
+        if self._held is not None and self.scatter in kinds:
+            one = replace(one, scatter=one.scatter[0])
+        new = ClassMoments(
+            kinds.get(self.scatter, self.scatter),
+            product_dtype=self.product_dtype,
+            block_rows=self.block_rows,
+        )
+        new._held = None if self._held is None else one
+        return new
+
+    def reweighted(self, class_weight: Mapping) -> "ClassMoments":
+        """Return the moments of the same rows with the weights of some classes multiplied.
+
+        Parameters
+        ----------
+        class_weight : dict
+            Label to factor, above 0; classes that are not in it keep their weights.
+
+        Returns
+        -------
+        moments : ClassMoments
+            A new object, equal to one that was given the new weights from the start.
+        """
+        if self.scatter in ("shared", "shared_diag"):
+            raise ValueError(
+                f"The scatter of some classes alone is not known with scatter={self.scatter!r}; "
+                'keep scatter="per_class", "diag" or "none".'
+            )
+        if class_weight:
+            self._known(list(class_weight), "class_weight")
+        factors = np.array([class_weight.get(c, 1.0) for c in self.classes_.tolist()], float)
+        if not (np.isfinite(factors).all() and (factors > 0).all()):
+            raise ValueError(f"class_weight={class_weight!r} is not valid; give numbers above 0.")
+        return self._with(reweigh_moments(self._state, factors, self.scatter))
 
     def affine(self, A: ArrayLike, b: ArrayLike | None = None) -> "ClassMoments":
         """Return the moments of the rows mapped to ``x @ A + b``.

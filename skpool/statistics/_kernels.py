@@ -25,10 +25,17 @@ __all__ = [
 _MAX_FLOAT32_ROWS = 16384
 # Up to this width float64 products cost next to nothing, and float32 products round worst.
 _NARROW = 256
-# Rows per product on a CPU, whose float32 products add up one after the other: 512 rows keep the
-# scatter within 1e-7 (8192 rows: 2e-7) for a fifth of the time, and stay in the cache. Wide rows
-# take more at once, where adding up the d x d results would cost as much as the products.
-_CHUNK_ROWS = 512
+# Centred rows that a CPU multiplies at once: few enough to stay in its caches, in which they are
+# summed up too, and enough to keep its threads busy. Wide rows take more, since the d x d sums are
+# read and written every time.
+_CHUNK_BYTES = 3 * 2**20
+# The terms between means are multiplied in float32 from so many rows on.
+_MANY_MEANS = 512
+# Rows that the reference point of a single class is the mean of, taken from all over the batch.
+_REFERENCE_ROWS = 1024
+# Columns of a symmetric product that a CPU computes together, from the diagonal on: panels leave
+# out almost half of it and are still wide enough for the BLAS to run at full speed.
+_PANEL = 96
 
 
 def resolve_product_dtype(
@@ -43,7 +50,7 @@ def resolve_product_dtype(
 
 def outer_sum(rows: np.ndarray, dtype: torch.dtype = torch.float64) -> np.ndarray:
     """Return ``rows.T @ rows`` in float64, multiplied in `dtype` where that saves time."""
-    if len(rows) <= _CHUNK_ROWS:
+    if len(rows) <= _MANY_MEANS:
         dtype = torch.float64
     rows = rows.astype(np.float32 if dtype == torch.float32 else np.float64, copy=False)
     # numpy calls the symmetric rank-k product of the BLAS here: half the work, exact symmetry.
@@ -74,10 +81,11 @@ def _add_by_class(out: torch.Tensor, codes: np.ndarray, rows: torch.Tensor) -> N
     out[torch.from_numpy(labels).to(out.device)] += sums
 
 
-def _chunk_rows(block: torch.Tensor) -> int:
+def _chunk_rows(block: torch.Tensor, dtype: torch.dtype) -> int:
+    d = block.shape[1]
     if block.device.type != "cpu":
         return len(block)
-    return max(_CHUNK_ROWS, block.shape[1] // 2)
+    return max(_CHUNK_BYTES // (d * dtype.itemsize), d // 2, 1)
 
 
 def _blocks(codes: np.ndarray, scatter: str, block_rows: int) -> Iterator[slice | np.ndarray]:
@@ -93,9 +101,26 @@ def _blocks(codes: np.ndarray, scatter: str, block_rows: int) -> Iterator[slice 
             yield members[start : start + block_rows]
 
 
-def _product(rows: torch.Tensor, weights: torch.Tensor | None) -> torch.Tensor:
-    weighted = rows if weights is None else rows * weights[:, None].to(rows.dtype)
-    return rows.T @ weighted
+def _panels(d: int, device: torch.device) -> Iterator[tuple[slice, slice]]:
+    """Yield rows and columns of the upper triangle, panel by panel; a GPU takes all at once."""
+    step = _PANEL if device.type == "cpu" else d
+    for start in range(0, d, step):
+        yield slice(start, start + step), slice(start, d)
+
+
+def _add_product(gram: torch.Tensor, rows: torch.Tensor, weighted: torch.Tensor) -> None:
+    """Add ``rows.T @ weighted`` to the upper triangle; what is below it is not used."""
+    for above, right in _panels(rows.shape[1], rows.device):
+        target = gram[above, right]
+        if gram.dtype == rows.dtype:
+            target.addmm_(rows[:, above].T, weighted[:, right])
+        else:
+            target += rows[:, above].T @ weighted[:, right]
+
+
+def _mirrored(upper: np.ndarray) -> np.ndarray:
+    """Return the symmetric matrix of an upper triangle."""
+    return np.triu(upper) + np.triu(upper, 1).T
 
 
 class _Accumulator:
@@ -118,14 +143,24 @@ class _Accumulator:
             reference, self.known = np.zeros_like(reference), np.ones(n_classes, dtype=bool)
         self.reference = torch.from_numpy(reference).to(device=device, dtype=dtype)
         self.sums = torch.zeros(n_classes, d, dtype=wide, device=device)
-        self.squares = self.gram = None
+        self.squares = self.gram = self.diagonal = None
         if scatter in ("diag", "shared_diag"):
             rows = 1 if scatter == "shared_diag" else n_classes
             self.squares = torch.zeros(rows, d, dtype=wide, device=device)
-        elif scatter == "shared":
-            self.gram = torch.zeros(d, d, dtype=wide, device=device)
-        elif scatter == "per_class":
-            self.gram = torch.zeros(n_classes, d, d, dtype=wide, device=device)
+        elif scatter in ("shared", "per_class"):
+            matrices = 1 if scatter == "shared" else n_classes
+            self.gram = torch.zeros(matrices, d, d, dtype=wide, device=device)
+            if dtype != wide:
+                # Squares all have one sign, and float32 rounds their sums worse than those of
+                # products; they are few, so they are added up by themselves.
+                self.diagonal = torch.zeros(matrices, d, dtype=wide, device=device)
+
+    def start(self, tensor: torch.Tensor) -> None:
+        """Take the reference of a single new class from all over the batch."""
+        if len(self.known) == 1 and not self.known[0]:
+            rows = tensor[:: -(-len(tensor) // _REFERENCE_ROWS)]
+            self.reference[0] = rows.to(self.sums.dtype).mean(dim=0).to(self.dtype)
+            self.known[0] = True
 
     def _complete_reference(self, block: torch.Tensor, codes: np.ndarray) -> None:
         new = np.flatnonzero(~self.known[codes])
@@ -143,24 +178,45 @@ class _Accumulator:
         index = torch.from_numpy(codes).to(block.device)
         if self.kind != "none":
             self._complete_reference(block, codes)
-        step = _chunk_rows(block)
+        step = _chunk_rows(block, self.dtype)
+        # Blocks of "per_class" are of one class each, see `_blocks`.
+        at = int(codes[0]) if self.kind == "per_class" else 0
+        partial = self._partial(len(block) > step)
+        room = self.reference.new_empty(min(step, len(block)), block.shape[1])
         for start in range(0, len(block), step):
             part = slice(start, start + step)
-            rows = block[part].to(self.dtype)
-            if self.kind != "none":
+            rows = block[part]
+            if self.kind == "none":
+                rows = rows.to(self.dtype)
+            else:
                 one = len(self.reference) == 1
-                rows = rows - (self.reference if one else self.reference[index[part]])
+                centre = self.reference if one else self.reference[index[part]]
+                rows = torch.sub(rows, centre, out=room[: len(rows)])
             w = None if weights is None else weights[part]
             self._add_sums(rows, codes[part], w)
-            if self.kind == "shared":
-                self.gram += _product(rows, w)
-            elif self.kind == "per_class":
-                # Blocks are of one class each, see `_blocks`.
-                self.gram[codes[0]] += _product(rows, w)
+            if self.gram is not None:
+                weighted = rows if w is None else rows * w[:, None].to(rows.dtype)
+                _add_product(self.gram[at] if partial is None else partial, rows, weighted)
+                if self.diagonal is not None:
+                    # The last use of the rows, in their place.
+                    self.diagonal[at] += rows.mul_(weighted).sum(dim=0)
+        if partial is not None:
+            for above, right in _panels(len(partial), block.device):
+                self.gram[at, above, right] += partial[above, right]
+
+    def _partial(self, several: bool) -> torch.Tensor | None:
+        """Where the products of several chunks add up, if in another type than the whole."""
+        if self.diagonal is None or not several:
+            return None
+        return torch.zeros(self.gram.shape[1:], dtype=self.dtype, device=self.gram.device)
 
     def _add_sums(
         self, rows: torch.Tensor, codes: np.ndarray, weights: torch.Tensor | None
     ) -> None:
+        if len(self.sums) == 1 and self.gram is not None:
+            ones = torch.ones(len(rows), dtype=rows.dtype, device=rows.device)
+            self.sums[0] += rows.T @ (ones if weights is None else weights.to(rows.dtype))
+            return
         plain = rows.to(self.sums.dtype)
         weighted = plain if weights is None else plain * weights[:, None]
         _add_by_class(self.sums, codes, weighted)
@@ -168,7 +224,8 @@ class _Accumulator:
             _add_by_class(self.squares, codes, weighted * plain)
 
     def is_finite(self) -> bool:
-        parts = [p for p in (self.sums, self.squares, self.gram) if p is not None]
+        parts = (self.sums, self.squares, self.gram, self.diagonal)
+        parts = [part for part in parts if part is not None]
         return all(bool(torch.isfinite(part.sum())) for part in parts)
 
     def finish(self, counts: np.ndarray) -> tuple[np.ndarray, np.ndarray | list | None]:
@@ -185,16 +242,18 @@ class _Accumulator:
     ) -> np.ndarray | list | None:
         if self.kind == "none":
             return None
-        held = self.gram if self.gram is not None else self.squares
-        held = held.cpu().numpy().astype(np.float64, copy=False)
+        if self.gram is None:
+            held = self.squares.cpu().numpy().astype(np.float64, copy=False)
+            excess = sums * shift
+            return held[0] - excess.sum(axis=0) if self.kind == "shared_diag" else held - excess
+        held = [_mirrored(g) for g in self.gram.cpu().numpy().astype(np.float64, copy=False)]
+        if self.diagonal is not None:
+            for g, squares in zip(held, self.diagonal.cpu().numpy(), strict=True):
+                np.fill_diagonal(g, squares)
+        excess = sums / np.sqrt(divisor)
         if self.kind == "shared":
-            return (held + held.T) / 2 - outer_sum(sums / np.sqrt(divisor), self.dtype)
-        if self.kind == "per_class":
-            return [
-                (g + g.T) / 2 - np.outer(s, m) for g, s, m in zip(held, sums, shift, strict=True)
-            ]
-        excess = sums * shift
-        return held[0] - excess.sum(axis=0) if self.kind == "shared_diag" else held - excess
+            return held[0] - outer_sum(excess, self.dtype)
+        return [g - np.outer(e, e) for g, e in zip(held, excess, strict=True)]
 
 
 def batch_moments(
@@ -245,6 +304,7 @@ def batch_moments(
     if weights is not None:
         w = as_tensor(weights).to(device=tensor.device, dtype=sums.sums.dtype)
     with full_float32():
+        sums.start(tensor)
         for part in _blocks(codes, scatter, block_rows):
             sums.add(tensor[part], codes[part], None if w is None else w[part])
     if not sums.is_finite():
@@ -264,7 +324,7 @@ def fourth_moment(X: torch.Tensor, codes: np.ndarray, means: np.ndarray) -> floa
     wide = _wide(X.device)
     centres = torch.tensor(means, dtype=wide, device=X.device)
     index = torch.from_numpy(codes).to(X.device)
-    total, step = 0.0, _chunk_rows(X)
+    total, step = 0.0, _chunk_rows(X, wide)
     for start in range(0, len(X), step):
         part = slice(start, start + step)
         total += float((X[part].to(wide) - centres[index[part]]).square().sum(1).square().sum())

@@ -226,6 +226,28 @@ class RunningMoments:
         """
         return self._moments.copy()
 
+    @classmethod
+    def of_classes(cls, moments: ClassMoments) -> "RunningMoments":
+        """Build the moments of all rows, whatever their label.
+
+        Parameters
+        ----------
+        moments : ClassMoments
+            With a scatter of any kind but "none".
+
+        Returns
+        -------
+        moments : RunningMoments
+            With the full scatter where it is known, else its diagonal.
+        """
+        if moments.scatter == "none":
+            raise ValueError(
+                'ClassMoments with scatter="none" hold no scatter; keep "shared" or "shared_diag".'
+            )
+        new = cls("diag" if moments.scatter in ("diag", "shared_diag") else "full")
+        new._moments = moments.pooled()
+        return new
+
     def to_arrays(self) -> dict[str, np.ndarray]:
         """Return everything as plain arrays, for ``np.savez`` (no pickle needed).
 

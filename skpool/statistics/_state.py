@@ -19,6 +19,7 @@ __all__ = [
     "map_moments",
     "merge_moments",
     "regroup_moments",
+    "reweigh_moments",
     "subtract_moments",
     "take_moments",
 ]
@@ -282,3 +283,15 @@ def map_moments(held: Moments, A: np.ndarray, b: np.ndarray, scatter: str) -> Mo
     if total is not None:
         total = [mapped(S) for S in total] if scatter == "per_class" else mapped(total)
     return Moments(held.classes, held.counts, held.counts_sq, means, total)
+
+
+def reweigh_moments(state: Moments, factors: np.ndarray, scatter: str) -> Moments:
+    """Return the moments of rows whose weights are multiplied, class by class."""
+    held = state.scatter
+    if scatter == "per_class":
+        held = [factor * matrix for factor, matrix in zip(factors, held, strict=True)]
+    elif scatter == "diag":
+        held = factors[:, None] * held
+    return replace(
+        state, counts=state.counts * factors, counts_sq=state.counts_sq * factors**2, scatter=held
+    )

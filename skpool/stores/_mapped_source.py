@@ -45,6 +45,9 @@ class MappedSource(RowSource):
         Names the function for stores; None keeps nothing of what is made of its results.
     """
 
+    # Also over an array: to read the result twice is to compute it twice.
+    in_memory = False
+
     def __init__(
         self,
         tokens: "TokenArray",
@@ -62,7 +65,6 @@ class MappedSource(RowSource):
         self.row_shape = row_shape
         # Kernels widen half precision.
         self.dtype = np.promote_types(tokens.dtype, np.float32)
-        self.in_memory = tokens.in_memory
         self.n_prefix_tokens = n_prefix_tokens
         self.grid = grid
 
@@ -84,6 +86,31 @@ class MappedSource(RowSource):
         for positions, tokens, mask in self._tokens[rows].iter_batches(batch_size):
             yield TokenBatch(positions, self._function(tokens, mask), self._masked(mask))
 
+    def below(
+        self, function: Reduction, fingerprint: str | None
+    ) -> tuple["TokenArray", Reduction, str | None]:
+        """Return what is read, and a function of the result as a function of that, with its name.
+
+        Parameters
+        ----------
+        function : callable
+            From tokens of the result and their mask to vectors.
+        fingerprint : str or None
+
+        Returns
+        -------
+        tokens : TokenArray
+        function : callable
+        fingerprint : str or None
+            None where either part has no name.
+        """
+
+        def whole(tokens: torch.Tensor, mask: Mask) -> torch.Tensor:
+            return function(self._function(tokens, mask), self._masked(mask))
+
+        known = self._name is not None and fingerprint is not None
+        return self._tokens, whole, fingerprint_of(self._name, fingerprint) if known else None
+
     def reduce(
         self,
         rows: np.ndarray,
@@ -93,9 +120,5 @@ class MappedSource(RowSource):
         batch_size: int | None = None,
     ) -> ArrayLike:
         """Turn every row into a vector."""
-        known = self._name is not None and fingerprint is not None
-        return self._tokens[rows].reduce(
-            lambda tokens, mask: function(self._function(tokens, mask), self._masked(mask)),
-            fingerprint=fingerprint_of(self._name, fingerprint) if known else None,
-            batch_size=batch_size,
-        )
+        tokens, whole, name = self.below(function, fingerprint)
+        return tokens[rows].reduce(whole, fingerprint=name, batch_size=batch_size)

@@ -440,7 +440,9 @@ class TokenArray:
             self._rows, function, fingerprint=fingerprint, batch_size=batch_size
         )
 
-    def job(self, function: Reduction | None = None, fingerprint: str | None = None) -> "Job":
+    def job(
+        self, function: Reduction | None = None, fingerprint: str | None = None
+    ) -> "Job | None":
         """Something to be computed of the tokens, to be done together with other jobs.
 
         Parameters
@@ -450,11 +452,17 @@ class TokenArray:
 
         Returns
         -------
-        job : Job
+        job : Job, or None
+            Of the tokens below where these are made of others; None where what makes them has no
+            name, so that no store could keep the result.
         """
         if function is None:
             function, fingerprint = self._cls()
-        return Job(self._source, *self.on_source(function, fingerprint))
+        function, fingerprint = self.on_source(function, fingerprint)
+        if isinstance(self._source, MappedSource):
+            tokens, function, fingerprint = self._source.below(function, fingerprint)
+            return None if fingerprint is None else tokens.job(function, fingerprint)
+        return Job(self._source, function, fingerprint)
 
     def on_source(
         self, function: Reduction, fingerprint: str | None

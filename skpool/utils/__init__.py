@@ -5,6 +5,7 @@ Nothing here imports another room of the package, so every room may import it. T
 is `skpool.utils.estimator_checks`, which uses all rooms as a test does, and which no room imports.
 """
 
+from skpool.utils._affine import apply_affine
 from skpool.utils._fingerprint import fingerprint
 from skpool.utils._optional import import_optional
 from skpool.utils._tensors import (
@@ -21,6 +22,7 @@ from skpool.utils._validation import all_finite, check_finite, check_labels, val
 __all__ = [
     "ArrayLike",
     "all_finite",
+    "apply_affine",
     "as_tensor",
     "check_finite",
     "check_labels",

@@ -14,18 +14,33 @@ from unittest import SkipTest
 from sklearn.base import BaseEstimator, is_classifier
 from sklearn.utils import get_tags
 
+from skpool.pooling import BaseTokenTransformer
+from skpool.preprocessing import BaseRowMap
 from skpool.utils import _estimator_checks as suite
 
 __all__ = ["check_estimator", "estimator_checks_generator", "parametrize_with_checks"]
 
 _MODES = ("raise", "warn", None)
+# Kinds whose checks are one list; vectors and classifiers are put together.
+_SUITES = {
+    "images": suite.EXTRACTOR_CHECKS,
+    "layers": suite.LAYER_CHECKS,
+    "maps": suite.MAP_CHECKS,
+    "texts": suite.TEXT_CHECKS,
+    "token map": suite.TOKEN_MAP_CHECKS,
+    "tokens": suite.TOKEN_CHECKS,
+}
 
 
 def _kind(estimator: BaseEstimator) -> str:
-    """What the tags say that the estimator takes and gives."""
+    """What the tags say that the estimator takes and gives, or its base where tags cannot."""
     tags = get_tags(estimator)
+    if isinstance(estimator, BaseTokenTransformer):
+        return "token map"
     if tags.input_tags.three_d_array and tags.transformer_tags is not None:
-        return "tokens" if tags.input_tags.two_d_array else "layers"
+        # A pooling that must know where tokens lie says so by this attribute.
+        tokens = "maps" if getattr(estimator, "_needs_grid", False) else "tokens"
+        return tokens if tags.input_tags.two_d_array else "layers"
     if tags.input_tags.string:
         return "texts"
     if not tags.input_tags.two_d_array:
@@ -37,21 +52,14 @@ def _kind(estimator: BaseEstimator) -> str:
 
 def _checks_of(estimator: BaseEstimator) -> Iterator["suite.Check"]:
     kind = _kind(estimator)
-    if kind == "images":
-        yield from suite.EXTRACTOR_CHECKS
-        return
-    if kind == "texts":
-        yield from suite.TEXT_CHECKS
-        return
-    if kind == "tokens":
-        yield from suite.TOKEN_CHECKS
-        return
-    if kind == "layers":
-        yield from suite.LAYER_CHECKS
+    if kind in _SUITES:
+        yield from _SUITES[kind]
         return
     yield from suite.SHARED_CHECKS
     if kind == "vectors":
         yield from suite.VECTOR_CHECKS
+    if isinstance(estimator, BaseRowMap):
+        yield from suite.ROW_MAP_CHECKS
     if kind == "classifier":
         yield from suite.CLASSIFIER_CHECKS
     if hasattr(estimator, "partial_fit"):
@@ -108,8 +116,10 @@ def check_estimator(
 
     Which checks run follows from its tags: ``input_tags.three_d_array`` (tokens in, vectors out;
     without ``input_tags.two_d_array``, several layers in), ``not input_tags.two_d_array`` alone
-    (raw images in), else vectors; classifiers, transformers and
-    estimators with `partial_fit` have checks of their own. Run scikit-learn's
+    (raw images in), else vectors; classifiers, transformers and estimators with `partial_fit` have
+    checks of their own, and so have the steps from tokens to tokens that derive from
+    :class:`~skpool.pooling.BaseTokenTransformer` or
+    :class:`~skpool.preprocessing.BaseRowMap`. Run scikit-learn's
     :func:`~sklearn.utils.estimator_checks.check_estimator` too.
 
     Parameters

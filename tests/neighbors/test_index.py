@@ -5,13 +5,14 @@ import pickle
 import subprocess
 import sys
 
+import faiss
 import numpy as np
 import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from sklearn import config_context
-from sklearn.neighbors import NearestNeighbors
+from sklearn.neighbors import KNeighborsClassifier, NearestNeighbors, kneighbors_graph
 
 from skpool.neighbors import NeighborIndex
 
@@ -322,3 +323,114 @@ def test_faiss_is_imported_only_when_used():
         "index.backend = 'faiss'; index.search(np.ones((1, 2)), 1); assert 'faiss' in sys.modules"
     )
     subprocess.run([sys.executable, "-c", code], check=True)
+
+
+def test_given_ids_are_kept(cloud):
+    index = NeighborIndex()
+    assert index.add(cloud[:3], ids=[5, 7, 20]).tolist() == [5, 7, 20]
+    assert index.add(cloud[3:4]).tolist() == [21]
+    assert index.search(cloud[:4], 1)[1][:, 0].tolist() == [5, 7, 20, 21]
+
+
+@pytest.mark.parametrize("ids", [[3, 2], [0, 5], [5], [5.0, 6.0]])
+def test_ids_that_do_not_ascend_or_fit_are_refused(cloud, ids):
+    index = made(cloud[:1], "cosine", "auto")
+    with pytest.raises(ValueError, match="ids"):
+        index.add(cloud[:2], ids=ids)
+    assert len(index) == 1
+
+
+def test_reconstruct_gives_rows_by_their_ids(cloud):
+    index = made(cloud[:10], "cosine", "auto")
+    index.remove([0, 4])
+    assert (index.reconstruct([7, 1, 7]) == cloud[[7, 1, 7]]).all()
+    with pytest.raises(ValueError, match="id 4 is not held"):
+        index.reconstruct([1, 4])
+
+
+@pytest.mark.parametrize("metric", METRICS)
+def test_excluded_row_is_not_a_neighbor(cloud, metric):
+    X = np.concatenate([cloud[:40], cloud[:40]])
+    index = made(X, metric, "auto")
+    exclude = np.where(np.arange(80) % 2, np.arange(80), -1)
+    _, ids = index.search(X, 79, exclude=exclude)
+    for i in range(80):
+        order = brute_force(X, X[i : i + 1], 80, metric)[1][0]
+        assert (ids[i] == order[order != exclude[i]][:79]).all()
+
+
+@pytest.mark.parametrize("exclude", [[1], [1.0, 2.0], [[1, 2]]])
+def test_exclude_of_another_shape_or_kind_is_refused(cloud, exclude):
+    with pytest.raises(ValueError, match="give one id per query"):
+        made(cloud[:9], "cosine", "auto").search(cloud[:2], 3, exclude=exclude)
+
+
+def test_search_that_is_not_strict_returns_all_rows(cloud):
+    distances, ids = made(cloud[:3], "cosine", "auto").search(cloud, 9, strict=False)
+    assert ids.shape == distances.shape == (400, 3)
+
+
+@pytest.mark.parametrize("metric", METRICS)
+@pytest.mark.parametrize("backend", BACKENDS)
+def test_range_search_equals_brute_force(cloud, backend, metric):
+    X, Q = cloud[:300], cloud[300:320]
+    expected, order = brute_force(X, Q, 300, metric)
+    # One of the distances, so that the border is tried too.
+    radius = float(made(X, metric, backend).search(Q, 30)[0][0, 29])
+    offsets, distances, ids = made(X, metric, backend).range_search(Q, radius)
+    assert offsets[1] == 30
+    for i in range(20):
+        found = slice(offsets[i], offsets[i + 1])
+        inside = expected[i] <= radius + 1e-13
+        assert (ids[found] == order[i][inside]).all()
+        np.testing.assert_allclose(distances[found], expected[i][inside], atol=1e-12)
+
+
+def test_range_search_may_find_nothing(cloud):
+    offsets, distances, ids = made(cloud[:9], "euclidean", "auto").range_search(cloud[9:11], 1e-3)
+    assert offsets.tolist() == [0, 0, 0] and len(distances) == len(ids) == 0
+
+
+@pytest.mark.parametrize("radius", [np.nan, np.inf, -1.0])
+def test_radius_that_is_no_distance_is_refused(cloud, radius):
+    with pytest.raises(ValueError, match="is not a distance"):
+        made(cloud[:9], "euclidean", "auto").range_search(cloud[:1], radius)
+
+
+@pytest.mark.parametrize("mode", ["distance", "connectivity"])
+def test_graph_equals_that_of_scikit_learn(cloud, mode):
+    X = cloud[:100].astype(np.float64)
+    index = made(X, "euclidean", "auto")
+    expected = kneighbors_graph(X, 6, mode=mode).toarray()
+    np.testing.assert_allclose(index.graph(k=6, mode=mode).toarray(), expected, atol=1e-10)
+    peer = NearestNeighbors(n_neighbors=6).fit(X).kneighbors_graph(X[:5] + 0.1, mode=mode)
+    found = index.graph(X[:5] + 0.1, 6, mode=mode)
+    np.testing.assert_allclose(found.toarray(), peer.toarray(), atol=1e-10)
+
+
+def test_graph_serves_scikit_learn_as_precomputed(cloud):
+    X, y = cloud[:200].astype(np.float64), np.arange(200) % 3
+    index = made(X, "euclidean", "auto")
+    fitted = KNeighborsClassifier(5, metric="precomputed").fit(index.graph(X, 8), y)
+    expected = KNeighborsClassifier(5).fit(X, y).predict_proba(cloud[200:])
+    np.testing.assert_allclose(fitted.predict_proba(index.graph(cloud[200:], 8)), expected)
+
+
+def test_block_sizes_of_faiss_are_put_back(cloud):
+    def sizes():
+        own = faiss.cvar
+        return own.distance_compute_blas_query_bs, own.distance_compute_blas_database_bs
+
+    before = sizes()
+    made(cloud[:300], "cosine", "faiss").search(cloud, 5)
+    assert sizes() == before
+
+
+@pytest.mark.parametrize("metric", METRICS)
+def test_small_working_memory_gives_the_same_with_faiss(metric):
+    rng = np.random.default_rng(4)
+    X, Q = rng.standard_normal((900, 8)), rng.standard_normal((600, 8))
+    expected = made(X, metric, "faiss").search(Q, 12)
+    with config_context(working_memory=0.01):
+        distances, ids = made(X, metric, "faiss").search(Q, 12)
+    assert (distances == expected[0]).all() and (ids == expected[1]).all()

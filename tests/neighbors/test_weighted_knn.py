@@ -17,7 +17,7 @@ from sklearn.neighbors import KNeighborsClassifier
 from sklearn.preprocessing import normalize
 from sklearn.utils.estimator_checks import parametrize_with_checks
 
-from skpool.neighbors import WeightedKNNClassifier
+from skpool.neighbors import NeighborIndex, WeightedKNNClassifier
 
 
 @parametrize_with_checks(
@@ -172,7 +172,7 @@ def test_loo_of_equal_rows_leaves_out_the_row_and_not_its_copy():
 
 
 def test_loo_of_a_single_row_is_refused():
-    with pytest.raises(ValueError, match="only stored sample has no neighbours"):
+    with pytest.raises(ValueError, match="n_samples = 1 is stored, which has no"):
         WeightedKNNClassifier().fit([[1.0, 2.0]], [0]).loo_predict_proba()
 
 
@@ -408,3 +408,73 @@ def test_real_features_reach_the_recorded_accuracy(data_dir):
     train, test = data["split"] == "train", data["split"] == "test"
     knn = WeightedKNNClassifier().fit(data["cls"][train], data["labels"][train])
     assert knn.score(data["cls"][test], data["labels"][test]) == pytest.approx(0.788, abs=0.006)
+
+
+@given(gone=st.sets(st.integers(0, 39), min_size=1, max_size=39))
+def test_forget_by_id_equals_refit(small, gone):
+    X, y = small
+    gone = sorted(gone)
+    kept = np.setdiff1d(np.arange(40), gone)
+    knn = WeightedKNNClassifier(7).fit(X, y).forget_ids(gone)
+    refit = WeightedKNNClassifier(7).fit(X[kept], y[kept])
+    assert (knn.classes_ == refit.classes_).all()
+    assert (knn.predict_proba(X) == refit.predict_proba(X)).all()
+
+
+def test_forget_of_an_unknown_id_changes_nothing(small):
+    knn = WeightedKNNClassifier().fit(*small).forget_ids([3])
+    before = joblib.hash(vars(knn))
+    with pytest.raises(ValueError, match="id 3 is not held"):
+        knn.forget_ids([2, 3])
+    assert joblib.hash(vars(knn)) == before
+
+
+def test_exact_search_has_recall_one(small):
+    assert WeightedKNNClassifier().fit(*small).recall_ == 1.0
+    assert not hasattr(WeightedKNNClassifier(), "recall_")
+
+
+def test_approximate_search_reports_its_recall(digits):
+    X, y, _, _ = digits
+    params = {"n_lists": 30, "n_probes": 1}
+    knn = WeightedKNNClassifier(10, method="ivf", params=params).fit(X, y)
+    exact = WeightedKNNClassifier(10).fit(X, y)
+    rows = np.linspace(0, 699, 256).astype(int)
+    found, wanted = (
+        [set(line) for line in np.asarray(model.kneighbors()[1])[rows]] for model in (knn, exact)
+    )
+    overlap = np.mean([len(a & b) / 10 for a, b in zip(found, wanted, strict=True)])
+    # Rows that tie with the last neighbour count as found.
+    assert knn.recall_ == pytest.approx(overlap, abs=0.01) and 0.3 < knn.recall_ < 0.99
+
+
+def test_approximate_search_of_everything_predicts_what_exact_search_does(digits):
+    X, y, Q, _ = digits
+    params = {"n_lists": 10, "n_probes": 10}
+    knn = WeightedKNNClassifier(method="ivf", params=params).fit(X[:500], y[:500])
+    knn.predict(Q[:1])
+    knn.partial_fit(X[500:], y[500:]).forget(X[:9], y[:9])
+    exact = WeightedKNNClassifier().fit(X[9:], y[9:])
+    assert (knn.predict_proba(Q) == exact.predict_proba(Q)).all()
+    assert knn.recall_ == 1.0
+
+
+def test_recall_is_measured_anew_after_learning(digits):
+    X, y, _, _ = digits
+    knn = WeightedKNNClassifier(10, method="ivf", params={"n_lists": 30, "n_probes": 1})
+    first = knn.fit(X[:100], y[:100]).recall_
+    assert knn.partial_fit(X[100:], y[100:]).recall_ != first
+
+
+def test_sweep_searches_once(digits, monkeypatch):
+    X, y, Q, _ = digits
+    knn, calls = WeightedKNNClassifier().fit(X, y), []
+    search = NeighborIndex._nearest
+
+    def counted(self, *args, **options):
+        calls.append(args)
+        return search(self, *args, **options)
+
+    monkeypatch.setattr(NeighborIndex, "_nearest", counted)
+    knn.sweep(Q, (1, 5, 50), (0.03, 0.07))
+    assert len(calls) == 1

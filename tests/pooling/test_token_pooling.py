@@ -13,11 +13,11 @@ from sklearn.pipeline import make_pipeline
 from sklearn.utils._param_validation import InvalidParameterError
 from sklearn.utils.estimator_checks import parametrize_with_checks
 
-from skpool.pooling import POOLINGS, GeMPooling, GroupGeMPooling, TokenPooling
+from skpool.pooling import POOLINGS, GeMPooling, GroupGeMPooling, TokenPooling, _token
 from skpool.stores import RowSource, TokenArray, TokenBatch, assemble
 
 N, L, D = 6, 5, 4
-STRATEGIES = sorted(set(POOLINGS) - {"gem"})
+STRATEGIES = sorted(_token.STRATEGIES)
 
 
 @parametrize_with_checks([TokenPooling(), TokenPooling(("mean", "max"))])
@@ -275,6 +275,10 @@ def test_cls_alone_needs_no_patches(tokens):
 # Strategies.
 
 
+def test_every_strategy_is_a_kernel_of_the_registry():
+    assert set(STRATEGIES) <= set(POOLINGS)
+
+
 def test_tuple_of_strategies_stands_side_by_side(tokens):
     names = tuple(name for name in STRATEGIES if name != "cls")
     expected = np.hstack([TokenPooling(name).fit_transform(tokens) for name in names])
@@ -327,56 +331,6 @@ def test_tuple_with_an_unknown_strategy_is_refused(tokens, strategy):
 def test_bad_parameter_is_refused(tokens, parameters):
     with pytest.raises(InvalidParameterError, match=next(iter(parameters))):
         TokenPooling(**parameters).fit(tokens)
-
-
-# Weights.
-
-
-@pytest.mark.parametrize("kind", [list, np.asarray, torch.as_tensor])
-def test_weights_give_the_weighted_average(tokens, kind):
-    weights = [0.1, 0.0, 2.0, 0.3, 1.0]
-    vectors = TokenPooling("weighted_mean", weights=kind(weights)).fit_transform(tokens)
-    expected = np.average(tokens, axis=1, weights=weights)
-    np.testing.assert_allclose(vectors, expected, rtol=1e-6 if kind is torch.as_tensor else 1e-12)
-
-
-def test_callable_weights_are_given_the_number_of_tokens(tokens):
-    pooling = TokenPooling("weighted_mean", weights=lambda n_tokens: 0.5 ** np.arange(n_tokens))
-    expected = np.average(tokens, axis=1, weights=0.5 ** np.arange(L))
-    np.testing.assert_allclose(pooling.fit_transform(tokens), expected, rtol=1e-12)
-
-
-def test_scale_of_the_weights_does_not_matter(tokens):
-    X, weights = tokens.astype(np.float32), np.arange(1.0, L + 1)
-    expected = TokenPooling("weighted_mean", weights=weights).fit_transform(X)
-    for scale in (1e-200, 1e200):
-        scaled = TokenPooling("weighted_mean", weights=weights * scale).fit_transform(X)
-        np.testing.assert_allclose(scaled, expected, rtol=1e-6)
-
-
-@pytest.mark.parametrize(
-    "weights",
-    [
-        [1.0, 2.0],
-        [1.0, 1.0, 1.0, 1.0, -1.0],
-        [0.0] * L,
-        [1.0, 1.0, 1.0, 1.0, np.nan],
-        [1.0, 1.0, 1.0, 1.0, np.inf],
-        np.ones((L, 1)),
-        lambda n_tokens: np.ones(n_tokens + 1),
-    ],
-)
-def test_bad_weights_are_refused(tokens, weights):
-    with pytest.raises(ValueError, match="weights"):
-        TokenPooling("weighted_mean", weights=weights).fit_transform(tokens)
-
-
-def test_weights_that_are_zero_for_all_real_tokens_of_a_sample_are_refused(tokens):
-    mask = np.ones((N, L), dtype=bool)
-    mask[3, 4:] = False
-    pooling = TokenPooling("weighted_mean", weights=[0, 0, 0, 0, 1])
-    with pytest.raises(ValueError, match="weights are 0"):
-        pooling.fit_transform(TokenArray.from_array(tokens, mask=mask))
 
 
 # Samples without a real token.

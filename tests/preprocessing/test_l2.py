@@ -68,6 +68,27 @@ def test_any_finite_rows_have_unit_or_zero_norm_and_the_map_is_idempotent(X):
     np.testing.assert_allclose(L2Normalizer(eps=0.0).transform(once), once, atol=1e-6)
 
 
+@settings(deadline=None, max_examples=50)
+@given(
+    arrays(np.float64, (3, 4), elements=st.floats(-10, 10)),
+    arrays(np.float64, (3, 1), elements=st.floats(1e-3, 1e3)),
+)
+def test_rows_may_be_multiplied_by_any_positive_number(X, factors):
+    X[np.abs(X) < 1e-3] = 0.0
+    model = L2Normalizer(eps=0.0)
+    np.testing.assert_allclose(model.transform(X * factors), model.transform(X), atol=1e-14)
+
+
+def test_maps_and_tokens_are_scaled_along_their_last_axis(X):
+    maps = X.reshape(2, 5, 2, 12)
+    want = maps / np.linalg.norm(maps, axis=-1, keepdims=True)
+    np.testing.assert_allclose(L2Normalizer().fit_transform(maps), want, rtol=1e-14)
+    tokens = maps.reshape(2, 10, 12)
+    np.testing.assert_allclose(
+        L2Normalizer().fit_transform(tokens), want.reshape(2, 10, 12), rtol=1e-14
+    )
+
+
 def test_blocks_are_scaled_on_their_own(X):
     got = L2Normalizer(blocks=[5, 3, 4]).fit_transform(X)
     parts = [Normalizer().fit_transform(p) for p in np.split(X, [5, 8], axis=1)]

@@ -44,6 +44,32 @@ def test_l1_first_and_root_give_unit_length(X):
     )
 
 
+@pytest.mark.parametrize("power", [0.25, 0.5, 2.0])
+def test_clip_gives_the_unsigned_power_of_what_is_not_negative(X, power):
+    Z = PowerNormalizer(power, clip=True).fit_transform(X)
+    np.testing.assert_allclose(Z, np.maximum(X, 0.0) ** power, rtol=1e-13)
+    positive = np.abs(X)
+    np.testing.assert_array_equal(
+        PowerNormalizer(power, clip=True).transform(positive),
+        PowerNormalizer(power).transform(positive),
+    )
+
+
+@pytest.mark.parametrize("options", [{"l1_first": True}, {"l2": True}])
+def test_clip_comes_before_every_norm(X, options):
+    Z = PowerNormalizer(clip=True, **options).transform(X)
+    np.testing.assert_allclose(np.linalg.norm(Z, axis=1), 1.0, rtol=1e-12)
+    np.testing.assert_allclose(
+        Z, PowerNormalizer(**options).transform(np.maximum(X, 0.0)), rtol=1e-13
+    )
+
+
+def test_tokens_are_raised_one_by_one(X):
+    tokens = X.reshape(4, 5, 12)
+    want = np.sign(tokens) * np.sqrt(np.abs(tokens))
+    np.testing.assert_allclose(PowerNormalizer().fit_transform(tokens), want, rtol=1e-13)
+
+
 @pytest.mark.parametrize("l1_first", [False, True])
 def test_l2_scales_to_unit_length_afterwards(X, l1_first):
     Z = PowerNormalizer(2.0, l2=True, l1_first=l1_first).transform(X)

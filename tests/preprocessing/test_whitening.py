@@ -5,6 +5,7 @@ import pickle
 
 import numpy as np
 import pytest
+import scipy.linalg
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -16,6 +17,8 @@ from sklearn.pipeline import make_pipeline
 from sklearn.preprocessing import Normalizer, StandardScaler
 
 from skpool.preprocessing import Whitening
+from skpool.preprocessing._memo import forget_decompositions
+from skpool.statistics import ClassMoments, RunningMoments
 
 METHODS = ["pca", "zca", "zca_cor", "pca_cor", "cholesky"]
 
@@ -41,6 +44,10 @@ def ill_conditioned(dtype):
     return (X / X.std() + 1000.0).astype(dtype)
 
 
+def error_of(Z):
+    return np.abs(cov(Z) - np.eye(Z.shape[1])).max()
+
+
 def rows_few(n=20, d=50):
     return np.random.default_rng(0).standard_normal((n, d)) * np.linspace(1, 2, d) + 1.0
 
@@ -49,10 +56,11 @@ def rows_few(n=20, d=50):
 
 
 @pytest.mark.parametrize("method", METHODS)
-def test_training_covariance_becomes_the_identity(X, method):
+def test_training_covariance_becomes_the_identity(method):
+    X = np.random.default_rng(0).standard_normal((400, 8)) * np.linspace(1, 5, 8) + 3.0
     Z = Whitening(method=method, eps=0.0).fit_transform(X)
-    np.testing.assert_allclose(cov(Z), np.eye(8), atol=1e-12)
-    np.testing.assert_allclose(Z.mean(0), 0.0, atol=1e-12)
+    np.testing.assert_allclose(cov(Z), np.eye(8), atol=1e-13)
+    np.testing.assert_allclose(Z.mean(0), 0.0, atol=1e-13)
 
 
 def test_pca_equals_scikit_learn_up_to_sign(X):
@@ -60,6 +68,17 @@ def test_pca_equals_scikit_learn_up_to_sign(X):
     got = Whitening(eps=0.0).fit_transform(X)
     signs = np.sign((want * got).sum(0))
     np.testing.assert_allclose(got, want * signs, atol=1e-11)
+
+
+def test_pca_equals_faiss_in_its_float32_up_to_sign(X):
+    faiss = pytest.importorskip("faiss")
+    rows = X.astype(np.float32)
+    matrix = faiss.PCAMatrix(8, 8, -0.5)
+    matrix.train(rows)
+    got = Whitening(eps=0.0).fit_transform(rows)
+    # faiss whitens the scatter, which it divides by nothing.
+    want = matrix.apply(rows) * np.sqrt(len(X) - 1)
+    np.testing.assert_allclose(got, want * np.sign((want * got).sum(0)), atol=1e-3)
 
 
 def test_eigenvalues_and_covariance_equal_scikit_learn(X):
@@ -172,15 +191,37 @@ def test_more_components_than_the_rank_are_refused():
         Whitening(30).fit(rows_few())
 
 
+@pytest.mark.parametrize("shrinkage", [None, 0.1])
+@pytest.mark.parametrize(
+    ("wanted", "n", "kept"), [("auto5", 200, 5), ("auto500", 200, 7), ("auto500", 6, 5)]
+)
+def test_auto_keeps_as_many_as_there_are(wanted, n, kept, shrinkage):
+    X = make(n)
+    model = Whitening(wanted, shrinkage=shrinkage).fit(X)
+    assert model.components_.shape == (kept, 8)
+    want = Whitening(kept, shrinkage=shrinkage).fit(X)
+    np.testing.assert_array_equal(model.components_, want.components_)
+
+
+def test_auto_keeps_no_direction_without_variance(X):
+    X[:, 3:6] = 1.0
+    assert Whitening("auto100").fit(X).components_.shape == (5, 8)
+
+
+def test_auto_of_one_feature_keeps_it():
+    assert Whitening("auto3").fit_transform(make(20, 1)).shape == (20, 1)
+
+
 # --- degenerate data -------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("solver", ["cov", "svd"])
+@pytest.mark.parametrize("solver", ["cov", "svd", "gram"])
 def test_few_rows_keep_the_rank_and_warn(solver):
     X = rows_few()
     with pytest.warns(UserWarning, match=r'rank 19.*shrinkage="oas"') as caught:
-        Z = Whitening(solver=solver, eps=0.0).fit_transform(X)
-    assert len(caught) == 1
+        model = Whitening(solver=solver, eps=0.0).fit(X)
+    assert [warning.filename for warning in caught] == [__file__]
+    Z = model.transform(X)
     np.testing.assert_allclose(cov(Z), np.eye(19), atol=1e-10)
     # On the simplex: every squared distance is 2 (n - 1) here, 2 n with the divisor n.
     squared = ((Z[:, None] - Z[None]) ** 2).sum(-1)
@@ -188,14 +229,13 @@ def test_few_rows_keep_the_rank_and_warn(solver):
 
 
 @pytest.mark.parametrize("method", ["pca", "zca", "pca_cor", "zca_cor"])
-def test_svd_of_few_rows_equals_the_covariance_solver(method):
+@pytest.mark.parametrize("solver", ["auto", "svd", "gram"])
+def test_solvers_of_few_rows_equal_the_covariance_solver(method, solver):
     X = rows_few()
     with pytest.warns(UserWarning, match="rank 19"):
-        a = Whitening(method=method, solver="svd").fit(X)
+        a = Whitening(method=method, solver=solver).fit(X)
         b = Whitening(method=method, solver="cov").fit(X)
-        c = Whitening(method=method).fit(X)
     np.testing.assert_allclose(a.components_, b.components_, atol=1e-9)
-    np.testing.assert_array_equal(a.components_, c.components_)
     np.testing.assert_allclose(a.eigenvalues_, b.eigenvalues_, rtol=1e-10)
 
 
@@ -247,7 +287,7 @@ def test_equal_rows_are_refused(rows):
 
 
 def test_one_row_is_refused(X):
-    with pytest.raises(ValueError, match="minimum of 2"):
+    with pytest.raises(ValueError, match="n_samples=1 and needs at least 2"):
         Whitening().fit(X[:1])
     with pytest.raises(ValueError, match="n_samples=1"):
         Whitening().partial_fit(X[:1]).transform(X)
@@ -268,6 +308,32 @@ def test_float32_transform_at_an_offset_equals_float64():
     model = Whitening(eps=0.0).fit(X)
     want = (X.astype(np.float64) - X.mean(0, dtype=np.float64)) @ model.components_.T
     np.testing.assert_allclose(model.transform(X), want, atol=2e-3)
+
+
+def test_float32_error_is_a_hundredth_of_that_of_scikit_learn():
+    rng = np.random.default_rng(0)
+    Q = np.linalg.qr(rng.standard_normal((96, 96)))[0]
+    X = (rng.standard_normal((4000, 96)) * np.logspace(0, -3, 96)) @ Q.T
+    X = (X / X.std(0).mean() + 1000.0).astype(np.float32)
+    peer = min(
+        error_of(PCA(whiten=True, svd_solver=solver).fit_transform(X))
+        for solver in ("full", "covariance_eigh")
+    )
+    assert error_of(Whitening(eps=0.0).fit_transform(X)) < peer / 100
+
+
+def test_many_float32_rows_are_multiplied_in_float32_without_harm():
+    rng = np.random.default_rng(0)
+    Q = np.linalg.qr(rng.standard_normal((260, 260)))[0].astype(np.float32)
+    X = rng.standard_normal((66_000, 260), dtype=np.float32)
+    X = (X * np.logspace(0, -3, 260, dtype=np.float32)) @ Q.T
+    X = X / X.std(0).mean() + np.float32(1000)
+    model = Whitening(eps=0.0).fit(X)
+    exact = Whitening(eps=0.0).partial_fit(X[:33_000]).partial_fit(X[33_000:])
+    # That it was float32: the moments differ, by a rounding that is small beside the variances.
+    difference = np.abs(model.covariance_ - exact.covariance_).max()
+    assert 0 < difference < 5e-7 * np.diagonal(exact.covariance_).min()
+    assert error_of(model.transform(X)) < 2e-3
 
 
 # --- shrinkage -------------------------------------------------------------------------------
@@ -336,8 +402,10 @@ def test_merge_equals_one_fit(X):
     np.testing.assert_allclose(b.covariance_, np.cov(X[90:].T), atol=1e-11)
 
 
-@pytest.mark.parametrize("options", [{"shrinkage": "ledoit_wolf"}, {"solver": "svd"}])
-@pytest.mark.parametrize("verb", ["partial_fit", "forget", "merge"])
+@pytest.mark.parametrize(
+    "options", [{"shrinkage": "ledoit_wolf"}, {"solver": "svd"}, {"solver": "gram"}]
+)
+@pytest.mark.parametrize("verb", ["partial_fit", "forget", "merge", "fit_moments"])
 def test_what_needs_all_rows_at_once_has_no_incremental_verbs(X, options, verb):
     model = Whitening(**options).fit(X)
     assert not hasattr(model, verb)
@@ -350,6 +418,176 @@ def test_forgetting_everything_leaves_nothing_to_transform_with(X):
     assert model.n_samples_seen_ == 0
     with pytest.raises(ValueError, match="n_samples=0"):
         model.transform(X)
+
+
+def test_moments_teach_as_rows_do(X):
+    y = np.arange(200) % 3
+    want = Whitening(shrinkage="oas").fit(X)
+    for moments in (
+        RunningMoments().update(X),
+        ClassMoments("shared").update(X, y),
+        ClassMoments("per_class").update(X, y.astype(str)),
+    ):
+        model = Whitening(shrinkage="oas").fit_moments(moments)
+        assert model.n_samples_seen_ == 200
+        np.testing.assert_allclose(model.covariance_, want.covariance_, rtol=1e-10)
+        np.testing.assert_allclose(model.transform(X), want.transform(X), atol=1e-9)
+
+
+def test_moments_are_not_changed_by_learning_on(X):
+    moments = RunningMoments().update(X[:100])
+    model = Whitening().fit_moments(moments).partial_fit(X[100:])
+    assert moments.n_samples == 100
+    np.testing.assert_allclose(model.covariance_, np.cov(X.T), rtol=1e-10)
+
+
+@pytest.mark.parametrize(
+    ("moments", "error"),
+    [
+        (RunningMoments("diag").update(make(20)), ValueError),
+        (ClassMoments("none").update(make(20), np.zeros(20, int)), ValueError),
+        (RunningMoments(), ValueError),
+        (RunningMoments().update(make(20)[:1]), ValueError),
+        (make(20), TypeError),
+    ],
+)
+def test_moments_without_a_covariance_are_refused(X, moments, error):
+    model = Whitening().fit(X)
+    before = pickle.dumps(model)
+    with pytest.raises(error):
+        model.fit_moments(moments)
+    assert pickle.dumps(model) == before
+
+
+# --- one decomposition, many maps ------------------------------------------------------------
+
+
+@pytest.fixture
+def decompositions(monkeypatch):
+    """A list that grows by the size of every matrix that is decomposed."""
+    forget_decompositions()
+    sizes, eigh, svd = [], scipy.linalg.eigh, np.linalg.svd
+    monkeypatch.setattr(
+        scipy.linalg, "eigh", lambda A, *a, **k: (sizes.append(len(A)), eigh(A, *a, **k))[1]
+    )
+    monkeypatch.setattr(
+        np.linalg, "svd", lambda A, *a, **k: (sizes.append(len(A)), svd(A, *a, **k))[1]
+    )
+    return sizes
+
+
+CHANGES = [
+    {"n_components": 3},
+    {"n_components": 0.9},
+    {"n_components": 1.0},
+    {"n_components": "auto4"},
+    {"power": 0.5},
+    {"eps": 0.1},
+    {"method": "zca"},
+    {"method": "cholesky"},
+    {"center": False},
+    {"l2": True},
+    {"shrinkage": 0.3},
+    {"shrinkage": "oas"},
+    {"solver": "cov"},
+]
+
+
+@pytest.mark.parametrize("change", CHANGES, ids=str)
+def test_parameters_set_after_fit_are_followed_without_decomposing(X, decompositions, change):
+    model = Whitening().fit(X)
+    assert decompositions == [8]
+    got = model.set_params(**change).transform(X)
+    assert decompositions == [8]
+    np.testing.assert_array_equal(got, Whitening(**change).fit(X).transform(X))
+
+
+@pytest.mark.parametrize("change", [{"n_groups": 2}, {"method": "pca_cor"}], ids=str)
+def test_other_matrices_are_decomposed_after_fit(X, change):
+    got = Whitening().fit(X).set_params(**change).transform(X)
+    np.testing.assert_array_equal(got, Whitening(**change).fit(X).transform(X))
+
+
+@pytest.mark.parametrize("solver", ["auto", "svd", "gram"])
+def test_sweep_after_a_fit_to_few_rows_needs_them_no_more(decompositions, solver):
+    X = rows_few()
+    model = Whitening(10, solver=solver).fit(X)
+    assert decompositions == [20]
+    got = model.set_params(n_components=5, power=0.5).transform(X)
+    assert decompositions == [20]
+    want = Whitening(5, power=0.5, solver=solver).fit(X).transform(X)
+    np.testing.assert_array_equal(got, want)
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"n_components": 9}, "rank 8"),
+        ({"n_components": 0}, "n_components"),
+        ({"n_components": "few"}, "n_components='few'"),
+        ({"n_groups": 3}, "does not divide"),
+        ({"shrinkage": "ledoit_wolf"}, "needs all rows at once; call fit"),
+        ({"solver": "gram"}, "needs the rows for these parameters; call fit"),
+    ],
+    ids=str,
+)
+def test_parameters_that_cannot_be_followed_after_fit_are_refused(X, change, message):
+    model = Whitening().fit(X).set_params(**change)
+    with pytest.raises(ValueError, match=message):
+        model.transform(X)
+
+
+def test_ledoit_wolf_is_kept_for_other_numbers_of_components(X):
+    model = Whitening(shrinkage="ledoit_wolf").fit(X).set_params(n_components=3)
+    want = Whitening(3, shrinkage="ledoit_wolf").fit(X)
+    np.testing.assert_array_equal(model.components_, want.components_)
+
+
+@pytest.mark.parametrize("method", ["pca", "zca", "pca_cor"])
+@pytest.mark.parametrize("k", [1, 4, 0.7, "auto3", None])
+def test_truncated_equals_a_fit_with_fewer_components(X, decompositions, method, k):
+    model = Whitening(6, method=method).fit(X)
+    before = pickle.dumps(model)
+    other = model.truncated(k)
+    assert decompositions == [8]
+    want = Whitening(k, method=method).fit(X)
+    np.testing.assert_array_equal(other.transform(X), want.transform(X))
+    np.testing.assert_array_equal(other.eigenvalues_, want.eigenvalues_)
+    assert pickle.dumps(model) == before
+
+
+def test_one_component_is_not_all_of_the_variance(X):
+    model = Whitening(1).fit(X).set_params(n_components=1.0)
+    assert model.components_.shape == (8, 8)
+
+
+def test_truncated_learns_on_by_itself(X):
+    model = Whitening().fit(X[:100])
+    other = model.truncated(3).partial_fit(X[100:])
+    np.testing.assert_allclose(other.covariance_, np.cov(X.T), rtol=1e-10)
+    np.testing.assert_allclose(model.covariance_, np.cov(X[:100].T), rtol=1e-10)
+    np.testing.assert_array_equal(model.components_, Whitening().fit(X[:100]).components_)
+
+
+def test_truncated_to_what_there_is_not_is_refused(X):
+    model = Whitening().fit(X)
+    for k, message in ((9, "rank 8"), (0, "n_components"), ("x", "n_components='x'")):
+        with pytest.raises(ValueError, match=message):
+            model.truncated(k)
+    assert model.n_components is None
+    with pytest.raises(NotFittedError):
+        Whitening().truncated(2)
+
+
+# --- tokens ----------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("shrinkage", ["oas", "ledoit_wolf"])
+def test_tokens_are_rows(X, shrinkage):
+    tokens = X.reshape(40, 5, 8)
+    got = Whitening(3, shrinkage=shrinkage).fit_transform(tokens)
+    want = Whitening(3, shrinkage=shrinkage).fit_transform(X)
+    np.testing.assert_allclose(got, want.reshape(40, 5, 3), atol=1e-12)
 
 
 # --- nothing half-set ------------------------------------------------------------------------
@@ -510,6 +748,10 @@ def test_clone_is_unfitted_with_the_same_parameters(X):
         ({"n_components": 2, "n_groups": 2}, "n_groups=2"),
         ({"n_components": 2, "method": "cholesky"}, "cholesky"),
         ({"power": 0.5, "method": "cholesky"}, "power=0.5"),
+        ({"n_components": "auto0"}, "'auto0' is not valid.*auto256"),
+        ({"n_components": "500"}, "'500' is not valid"),
+        ({"n_components": "auto2", "n_groups": 2}, "n_groups=2"),
+        ({"solver": "gram", "shrinkage": 0.1}, "gram"),
         ({"solver": "svd", "shrinkage": 0.1}, "svd"),
         ({"solver": "svd", "method": "cholesky"}, "svd"),
     ],
@@ -517,3 +759,46 @@ def test_clone_is_unfitted_with_the_same_parameters(X):
 def test_options_that_do_not_fit_are_refused(X, options, message):
     with pytest.raises(ValueError, match=message):
         Whitening(**options).fit(X)
+
+
+# Far more features than samples, as vectors of second order have.
+
+
+@pytest.fixture
+def wide_rows(monkeypatch) -> np.ndarray:
+    monkeypatch.setattr("skpool.preprocessing._whitening._WIDE", 200)
+    rng = np.random.default_rng(0)
+    return rng.normal(size=(30, 12)) @ rng.normal(size=(12, 300)) + 7.0
+
+
+def test_wide_rows_are_whitened_as_pca_does(wide_rows):
+    X = wide_rows
+    ours = Whitening(8, eps=0.0).fit(X)
+    theirs = PCA(8, whiten=True, svd_solver="full").fit(X)
+    a, b = ours.transform(X), theirs.transform(X)
+    np.testing.assert_allclose(np.abs(a), np.abs(b), rtol=1e-6, atol=1e-8)
+    np.testing.assert_allclose(ours.eigenvalues_, theirs.explained_variance_, rtol=1e-9)
+    np.testing.assert_allclose(ours.inverse_transform(a), theirs.inverse_transform(b), rtol=1e-7)
+
+
+def test_wide_rows_keep_no_covariance_and_say_how_to_have_it(wide_rows):
+    X = wide_rows
+    whitening = Whitening(8).fit(X)
+    assert whitening.moments_.scatter_.shape == (300,)
+    assert not hasattr(whitening, "covariance_")
+    with pytest.raises(ValueError, match='solver="cov"'):
+        whitening.partial_fit(X)
+    np.testing.assert_allclose(
+        whitening.truncated(3).transform(X), whitening.transform(X)[:, :3], rtol=1e-9
+    )
+
+
+def test_wide_rows_in_parts_keep_their_covariance(wide_rows):
+    X = wide_rows
+    model = Whitening(8).partial_fit(X[:10]).partial_fit(X[10:])
+    want = Whitening(8, solver="cov").fit(X)
+    np.testing.assert_allclose(model.transform(X), want.transform(X), atol=1e-8)
+
+
+def test_wide_rows_that_must_be_shrunk_keep_their_covariance(wide_rows):
+    assert Whitening(8, shrinkage=0.1).fit(wide_rows).moments_.scatter == "full"

@@ -150,6 +150,46 @@ def test_float64_products_are_exact_for_float32_rows(width, product_dtype):
     assert_holds(moments, X, y, rtol=1e-12)
 
 
+@pytest.mark.parametrize("d", [1, 95, 96, 97, 200, 300])
+@pytest.mark.parametrize("kind", ["shared", "per_class"])
+@pytest.mark.parametrize("dtype", [np.float32, np.float64])
+def test_matrices_of_any_width_are_whole_and_symmetric(kind, d, dtype):
+    X, y = data(400, d, dtype=dtype)
+    w = np.random.default_rng(1).uniform(size=len(X))
+    moments = ClassMoments(kind).update(X, y, w)
+    assert_holds(moments, X, y, w, rtol=1e-11 if d <= 256 or dtype == np.float64 else 5e-7)
+    scatter = moments.scatter_
+    np.testing.assert_array_equal(scatter, np.swapaxes(scatter, -1, -2))
+
+
+def test_float32_squares_of_quantised_rows_have_no_bias():
+    # Rows around 1000 in float32 are multiples of 2**-14, whose squares round to one side.
+    rng = np.random.default_rng(0)
+    X = (rng.standard_normal((40_000, 40)) + 1000).astype(np.float32)
+    moments = ClassMoments("shared", product_dtype="float32").update(X, np.zeros(40_000, int))
+    want = np.diagonal(expected(X, np.zeros(40_000), "shared")[3])
+    error = np.diagonal(moments.scatter_) / want - 1
+    assert abs(error.mean()) < 1e-8
+
+
+@pytest.mark.parametrize("kind", ["shared", "per_class", "diag", "shared_diag"])
+def test_pooled_moments_are_those_of_one_class(kind):
+    X, y = data()
+    w = np.random.default_rng(1).uniform(size=len(X))
+    moments = ClassMoments(kind, product_dtype="float64", block_rows=77).update(X, y, w)
+    before = snapshot(moments)
+    pooled = moments.pooled()
+    assert pooled.scatter == {"per_class": "shared", "diag": "shared_diag"}.get(kind, kind)
+    assert (pooled.product_dtype, pooled.block_rows) == ("float64", 77)
+    assert_holds(pooled, X, np.zeros(len(X), int), w)
+    pooled.update(X, np.zeros(len(X), int))
+    assert snapshot(moments) == before
+
+
+def test_pooled_moments_of_nothing_are_empty():
+    assert len(ClassMoments("per_class").pooled().classes_) == 0
+
+
 @pytest.mark.parametrize("kind", KINDS)
 def test_float16_equals_its_float32_cast(kind):
     X, y = data(dtype=np.float16)

@@ -6,7 +6,7 @@ import pytest
 import torch
 from sklearn.base import clone
 
-from skpool.statistics import RunningMoments
+from skpool.statistics import ClassMoments, RunningMoments
 
 
 @pytest.fixture
@@ -94,3 +94,20 @@ def test_copy_is_independent(X):
     moments = RunningMoments().update(X)
     moments.copy().update(X)
     assert moments.n_samples == len(X)
+
+
+@pytest.mark.parametrize("kind", ["shared", "per_class", "diag", "shared_diag"])
+def test_moments_of_classes_are_those_of_all_rows(X, kind):
+    classes = ClassMoments(kind).update(X, np.arange(len(X)) % 3)
+    moments = RunningMoments.of_classes(classes)
+    want = np.cov(X.T) if moments.scatter == "full" else X.var(0, ddof=1)
+    np.testing.assert_allclose(moments.covariance(1), want, rtol=1e-10)
+    np.testing.assert_allclose(moments.mean_, X.mean(0), rtol=1e-12)
+    assert moments.n_samples == len(X)
+    moments.update(X)
+    assert classes.counts_.sum() == len(X)
+
+
+def test_moments_of_classes_without_a_scatter_are_refused(X):
+    with pytest.raises(ValueError, match='scatter="none"'):
+        RunningMoments.of_classes(ClassMoments("none").update(X, np.zeros(len(X), int)))

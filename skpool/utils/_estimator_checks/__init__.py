@@ -11,7 +11,9 @@ from skpool.utils._estimator_checks._incremental import (
     INCREMENTAL_CLASSIFIER_CHECKS,
 )
 from skpool.utils._estimator_checks._layers import LAYER_CHECKS
+from skpool.utils._estimator_checks._maps import MAP_CHECKS
 from skpool.utils._estimator_checks._texts import TEXT_CHECKS
+from skpool.utils._estimator_checks._token_maps import ROW_MAP_CHECKS, TOKEN_MAP_CHECKS
 from skpool.utils._estimator_checks._tokens import TOKEN_CHECKS
 from skpool.utils._estimator_checks._tools import Check
 from skpool.utils._estimator_checks._vectors import SHARED_CHECKS, VECTOR_CHECKS
@@ -22,9 +24,12 @@ __all__ = [
     "INCREMENTAL_CHECKS",
     "INCREMENTAL_CLASSIFIER_CHECKS",
     "LAYER_CHECKS",
+    "MAP_CHECKS",
+    "ROW_MAP_CHECKS",
     "SHARED_CHECKS",
     "TEXT_CHECKS",
     "TOKEN_CHECKS",
+    "TOKEN_MAP_CHECKS",
     "VECTOR_CHECKS",
     "Check",
 ]

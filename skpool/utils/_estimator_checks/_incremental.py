@@ -106,7 +106,7 @@ def _bad_rows() -> dict[str, tuple[np.ndarray, np.ndarray]]:
         "a wider X with NaN": (np.hstack([nan, nan]), y),
         "an empty batch": (X[:0], y[:0]),
         "rank 1": (X[0], y),
-        "rank 3": (X[None], y),
+        "rank 5": (X[None, None, None], y),
     }
 
 

@@ -15,6 +15,7 @@ from sklearn.utils import get_tags
 from skpool.stores import ArraySource, RowSource, TokenArray, TokenBatch, assemble
 from skpool.utils._estimator_checks._tools import (
     N_FEATURES,
+    call,
     expect,
     expect_close,
     fresh,
@@ -34,8 +35,23 @@ def _tokens(dtype: str = "float64") -> np.ndarray:
     return values.astype(dtype)
 
 
-def _transformed(estimator: BaseEstimator, X: object, **params: object) -> object:
-    return fresh(estimator, **params).fit(X).transform(X)
+def _labels() -> np.ndarray:
+    """Two balanced classes over the samples, for steps that learn from labels."""
+    return np.arange(N_SAMPLES) % 2
+
+
+def _fitted(
+    estimator: BaseEstimator, X: object, y: np.ndarray | None = None, **params: object
+) -> BaseEstimator:
+    """A fitted clone, which saw labels only if its tags require them."""
+    copy = fresh(estimator, **params)
+    return call(copy.fit, X, _labels() if y is None else y, copy)
+
+
+def _transformed(
+    estimator: BaseEstimator, X: object, y: np.ndarray | None = None, **params: object
+) -> object:
+    return _fitted(estimator, X, y, **params).transform(X)
 
 
 def check_token_array_equals_array(estimator: BaseEstimator) -> None:
@@ -83,7 +99,7 @@ def _ragged(X: np.ndarray) -> list[np.ndarray]:
 def check_ragged_list_equals_samples_alone(estimator: BaseEstimator) -> None:
     """Samples of unequal length give what each gives by itself."""
     samples = _ragged(_tokens())
-    pooling = fresh(estimator).fit(samples)
+    pooling = _fitted(estimator, samples)
     alone = np.concatenate([pooling.transform(sample[None]) for sample in samples])
     expect_close(pooling.transform(samples), alone, "ragged list and single samples", tol=1e-9)
 
@@ -108,14 +124,14 @@ def check_batch_size_does_not_matter(estimator: BaseEstimator) -> None:
 def check_rows_are_independent(estimator: BaseEstimator) -> None:
     """transform of some rows, in any order, is these rows of transform."""
     X, rows = _tokens(), np.array([4, 0, 6])
-    pooling = fresh(estimator).fit(X)
+    pooling = _fitted(estimator, X)
     expect_close(pooling.transform(X[rows]), pooling.transform(X)[rows], "subset", tol=1e-9)
 
 
 def check_lazy_subset_equals_subset(estimator: BaseEstimator) -> None:
     """Indexing a TokenArray before or after the step gives the same."""
     X, rows = TokenArray.from_array(_tokens()), np.array([4, 0, 6])
-    pooling = fresh(estimator).fit(X)
+    pooling = _fitted(estimator, X)
     expect_close(pooling.transform(X[rows]), pooling.transform(X)[rows], "view", tol=1e-9)
 
 
@@ -179,7 +195,7 @@ def check_float_type_is_kept(estimator: BaseEstimator) -> None:
 def check_sample_without_real_token_is_refused(estimator: BaseEstimator) -> None:
     """With empty="raise" (or no such parameter) a sample whose mask is all False is refused."""
     mask = np.ones((N_SAMPLES, N_TOKENS), dtype=bool)
-    pooling = fresh(estimator, empty="raise").fit(TokenArray.from_array(_tokens(), mask=mask))
+    pooling = _fitted(estimator, TokenArray.from_array(_tokens(), mask=mask), empty="raise")
     mask = mask.copy()
     mask[3] = False
     with refused("A sample without a real token", match=r"\b3\b"):
@@ -188,11 +204,11 @@ def check_sample_without_real_token_is_refused(estimator: BaseEstimator) -> None
 
 def check_bad_token_names_its_sample(estimator: BaseEstimator) -> None:
     """NaN or infinity in a real token is refused with the sample's index."""
-    pooling = fresh(estimator).fit(_tokens())
+    pooling = _fitted(estimator, _tokens())
     for value in (np.nan, np.inf, -np.inf):
         X = _tokens()
         X[5, 2, 3] = value
-        for verb in (pooling.transform, pooling.fit):
+        for verb in (pooling.transform, lambda X: call(pooling.fit, X, _labels(), pooling)):
             with (
                 unchanged(pooling, f"A refused call with {value} in X"),
                 refused(f"{value} in the tokens of sample 5", match=r"\b5\b"),
@@ -202,17 +218,17 @@ def check_bad_token_names_its_sample(estimator: BaseEstimator) -> None:
 
 def check_refused_refit_changes_nothing(estimator: BaseEstimator) -> None:
     """A fit of X of another width that is then refused leaves the fitted step as it was."""
-    pooling = fresh(estimator).fit(_tokens())
+    pooling = _fitted(estimator, _tokens())
     X = _tokens()[:, :, : N_FEATURES // 2].copy()
     X[5, 0, 3] = np.nan
     for given in (X, torch.from_numpy(X), X[:, 0], torch.from_numpy(X)[:, 0]):
         with unchanged(pooling, "A refused fit of another width"), refused("NaN", match=r"\b5\b"):
-            pooling.fit(given)
+            call(pooling.fit, given, _labels(), pooling)
 
 
 def check_other_width_is_refused(estimator: BaseEstimator) -> None:
     """Tokens of another width than fitted are refused with both widths."""
-    pooling = fresh(estimator).fit(_tokens())
+    pooling = _fitted(estimator, _tokens())
     for X in (_tokens()[:, :, :-1], torch.from_numpy(_tokens())[:, :, :-1]):
         with (
             unchanged(pooling, "A refused width"),
@@ -228,7 +244,7 @@ def check_wrong_rank_is_refused(estimator: BaseEstimator) -> None:
     cases |= {"text": np.full((2, 3, N_FEATURES), "a"), "no token": X[:, :0]}
     for name, values in cases.items():
         with refused(name):
-            fresh(estimator).fit(values)
+            _fitted(estimator, values, _labels()[: len(values)])
 
 
 class _LazySource(RowSource):
@@ -281,7 +297,7 @@ def check_store_keeps_what_was_learned_apart(estimator: BaseEstimator) -> None:
     X = _tokens("float32")
     stored = TokenArray(_KeepingSource(X))
     for other in (X, 3 * X - 1):
-        pooling = fresh(estimator).fit(other)
+        pooling = _fitted(estimator, other)
         expect_close(pooling.transform(stored), pooling.transform(X), "stored vectors", tol=1e-6)
 
 
@@ -291,20 +307,21 @@ def check_unreadable_rows_are_nan(estimator: BaseEstimator) -> None:
     others = np.delete(np.arange(N_SAMPLES), 2)
     out = _transformed(estimator, TokenArray(_LazySource(X, missing=(2,))))
     expect(np.isnan(out[2]).all(), "An unreadable row must give a NaN row.")
-    expect_close(out[others], _transformed(estimator, X[others]), "readable rows", tol=1e-6)
+    desired = _transformed(estimator, X[others], _labels()[others])
+    expect_close(out[others], desired, "readable rows", tol=1e-6)
 
 
 def check_prefix_tokens_are_accepted(estimator: BaseEstimator) -> None:
     """Tokens with a class token are pooled row by row too."""
     X = TokenArray.from_array(_tokens(), n_prefix_tokens=1)
-    pooling = fresh(estimator).fit(X)
+    pooling = _fitted(estimator, X)
     expect_close(pooling.transform(X[[3]]), pooling.transform(X)[[3]], "class token", tol=1e-9)
 
 
 def check_feature_names_match_width(estimator: BaseEstimator) -> None:
     """get_feature_names_out has one distinct name per output feature."""
     X = _tokens()
-    pooling = fresh(estimator).fit(X)
+    pooling = _fitted(estimator, X)
     names = list(pooling.get_feature_names_out())
     width = pooling.transform(X).shape[1]
     expect(len(names) == width, f"{len(names)} names for {width} features.")
@@ -318,7 +335,8 @@ def check_set_output_pandas(estimator: BaseEstimator) -> None:
     except ImportError:
         raise SkipTest("pandas is not installed") from None
     X = _tokens()
-    pooling = fresh(estimator).set_output(transform="pandas").fit(X)
+    pooling = fresh(estimator).set_output(transform="pandas")
+    call(pooling.fit, X, _labels(), pooling)
     frame = pooling.transform(X)
     expect(isinstance(frame, pd.DataFrame), f"set_output gave a {type(frame).__name__}.")
     expect(list(frame.columns) == list(pooling.get_feature_names_out()), "Other column names.")
@@ -328,14 +346,16 @@ def check_set_output_pandas(estimator: BaseEstimator) -> None:
 def check_clone_gives_the_same(estimator: BaseEstimator) -> None:
     """A clone of a fitted step, fitted again, gives the same."""
     X = _tokens()
-    pooling = fresh(estimator).fit(X)
-    expect_close(clone(pooling).fit(X).transform(X), pooling.transform(X), "clone")
+    pooling = _fitted(estimator, X)
+    again = clone(pooling)
+    call(again.fit, X, _labels(), again)
+    expect_close(again.transform(X), pooling.transform(X), "clone")
 
 
 def check_pickle_gives_the_same(estimator: BaseEstimator) -> None:
     """A fitted step comes back from pickle with its state."""
     X = _tokens()
-    pooling = fresh(estimator).fit(X)
+    pooling = _fitted(estimator, X)
     back = pickle.loads(pickle.dumps(pooling))
     expect_close(back.transform(X), pooling.transform(X), "pickle")
 
@@ -351,7 +371,7 @@ def check_tokens_are_not_changed(estimator: BaseEstimator) -> None:
 
 def check_transform_changes_no_state(estimator: BaseEstimator) -> None:
     """transform leaves every attribute as it was."""
-    pooling = fresh(estimator).fit(_tokens())
+    pooling = _fitted(estimator, _tokens())
     with unchanged(pooling, "transform"):
         pooling.transform(_tokens()[:3])
 

@@ -10,6 +10,7 @@ import torch
 from sklearn.base import BaseEstimator
 from sklearn.utils import get_tags
 
+from skpool.preprocessing import BaseRowMap
 from skpool.utils._estimator_checks._tools import (
     N_FEATURES,
     call,
@@ -148,6 +149,9 @@ def check_wrong_rank_is_refused(estimator: BaseEstimator) -> None:
     cases = {"rank 1": X[0], "rank 3": X[None], "no sample": X[:0]}
     if get_tags(estimator).input_tags.three_d_array:
         cases["rank 4"] = cases.pop("rank 3")[None]
+    if isinstance(estimator, BaseRowMap):
+        # Tokens and maps of tokens are as good as vectors to a step on the last axis.
+        cases["rank 5"] = cases.pop("rank 3")[None, None]
     for name, values in cases.items():
         for given in (values, torch.from_numpy(values)):
             with refused(f"X of {name}"):

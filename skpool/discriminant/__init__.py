@@ -1,0 +1,6 @@
+# SPDX-License-Identifier: BSD-3-Clause
+"""Discriminants: classifiers that follow in closed form from the moments of the classes."""
+
+from skpool.discriminant._linear import LinearDiscriminantClassifier, make_slda
+
+__all__ = ["LinearDiscriminantClassifier", "make_slda"]

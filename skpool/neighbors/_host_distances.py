@@ -1,0 +1,127 @@
+# SPDX-License-Identifier: BSD-3-Clause
+"""Distances between queries and chosen rows in float64, on the host, at the speed of the gather.
+
+The second half of an exact search: a few rows per query, gathered and compared directly. numpy
+and not torch, because the work comes in pieces that fit the cache, on each of which torch's
+threads would wait for one another; here every thread takes whole pieces.
+"""
+
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+
+import numpy as np
+
+__all__ = ["host_distances", "row_norms"]
+
+# Gathered rows in float64 that are worked on at a time: what stays in the cache of one core.
+_PIECE_BYTES = 2**20
+# Fewer pieces than this are done before threads have started.
+_FEW_PIECES = 8
+
+
+def _sums(a: np.ndarray, b: np.ndarray, subscripts: str) -> np.ndarray:
+    # Not a matrix product: that treats rows at the edge of a block differently, which would tear
+    # equal rows apart.
+    return np.einsum(subscripts, a, b, optimize=False)
+
+
+def row_norms(X: np.ndarray) -> np.ndarray:
+    """Return the Euclidean norms of rows in float64.
+
+    Parameters
+    ----------
+    X : ndarray of shape (n, d)
+        Of any magnitude.
+
+    Returns
+    -------
+    norms : ndarray of shape (n,)
+        Equal rows have equal norms to the last bit.
+    """
+    norms = np.empty(len(X))
+    height = max(1, _PIECE_BYTES // (8 * X.shape[1]))
+    for start in range(0, len(X), height):
+        rows = slice(start, start + height)
+        part = X[rows].astype(np.float64)
+        peak = np.ones(len(part))
+        if X.dtype == np.float64:
+            # Squares of float32 fit into float64; squares of float64 fit into nothing wider.
+            peak = np.abs(part).max(axis=1)
+            peak[peak == 0] = 1
+            part /= peak[:, None]
+        norms[rows] = peak * np.sqrt(_sums(part, part, "nd,nd->n"))
+    return norms
+
+
+def _pieces(m: int, k: int, d: int) -> Iterator[tuple[slice, slice]]:
+    pairs = max(1, _PIECE_BYTES // (8 * d))
+    height = max(1, pairs // k)
+    for row in range(0, m, height):
+        for column in range(0, k, pairs):
+            yield slice(row, row + height), slice(column, column + pairs)
+
+
+def host_distances(
+    Q: np.ndarray,
+    X: np.ndarray,
+    positions: np.ndarray,
+    *,
+    metric: str,
+    norms: np.ndarray | None = None,
+    n_threads: int = 1,
+) -> np.ndarray:
+    """Return distances between queries and chosen rows, each computed directly in float64.
+
+    Parameters
+    ----------
+    Q, X : ndarray of shape (m, d), (n, d)
+        Queries and stored rows as they were given.
+    positions : ndarray of shape (m, k)
+        Rows of X for each query.
+    metric : {"cosine", "euclidean", "dot"}
+        1 - cosine (1 for a zero vector), squared Euclidean distance, or minus the product.
+    norms : ndarray of shape (n,), default=None
+        `row_norms` of X, for "cosine"; None computes them.
+    n_threads : int, default=1
+        Threads; the result does not depend on their number.
+
+    Returns
+    -------
+    distances : ndarray of shape (m, k)
+        Equal rows have equal distances to the last bit.
+    """
+    out = np.empty(positions.shape)
+    if not out.size:
+        return out
+    Q = Q.astype(np.float64)
+    if metric == "cosine":
+        lengths = row_norms(Q)
+        Q /= np.where(lengths > 0, lengths, 1)[:, None]
+        norms = row_norms(X) if norms is None else norms
+
+    def work(piece: tuple[slice, slice]) -> None:
+        places = positions[piece]
+        x = X.take(places.ravel(), axis=0).astype(np.float64, copy=False)
+        x = x.reshape(*places.shape, -1)
+        q = Q[piece[0]]
+        if metric == "euclidean":
+            x -= q[:, None]
+            out[piece] = _sums(x, x, "qkd,qkd->qk")
+            return
+        product = _sums(x, q, "qkd,qd->qk")
+        if metric == "dot":
+            out[piece] = -product
+            return
+        scale = norms[places]
+        product /= np.where(scale > 0, scale, 1)
+        out[piece] = np.maximum(1 - product, 0)
+
+    pieces = list(_pieces(*positions.shape, X.shape[1]))
+    if n_threads == 1 or len(pieces) < _FEW_PIECES:
+        for piece in pieces:
+            work(piece)
+        return out
+    with ThreadPoolExecutor(n_threads) as pool:
+        # The list raises what a piece raised.
+        list(pool.map(work, pieces))
+    return out

@@ -1,0 +1,17 @@
+# SPDX-License-Identifier: BSD-3-Clause
+"""Pipelines: one that goes on learning, and those of the literature, ready to be fitted."""
+
+from skpool.pipeline._incremental import IncrementalPipeline, make_incremental_pipeline
+from skpool.pipeline._ready import (
+    make_off_the_shelf_classifier,
+    make_retrieval_postprocessor,
+    make_whitening_bert,
+)
+
+__all__ = [
+    "IncrementalPipeline",
+    "make_incremental_pipeline",
+    "make_off_the_shelf_classifier",
+    "make_retrieval_postprocessor",
+    "make_whitening_bert",
+]

@@ -1,0 +1,199 @@
+# SPDX-License-Identifier: BSD-3-Clause
+"""The ridge head against scikit-learn's ridge, refits without a row, and over any stream."""
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from sklearn.linear_model import Ridge, RidgeClassifier
+
+from skpool.linear_model import RidgeHeadClassifier
+from skpool.statistics import ClassMoments
+
+
+def _data(n: int = 80, d: int = 6, classes: int = 3, seed: int = 0):
+    rng = np.random.default_rng(seed)
+    y = np.concatenate([np.arange(classes), rng.integers(0, classes, size=n - classes)])
+    return 3 + rng.normal(size=(n, d)) + 1.5 * rng.normal(size=(classes, d))[y], y
+
+
+@pytest.mark.parametrize("alpha", [0.0, 0.1, 30.0])
+@pytest.mark.parametrize("classes", [2, 4])
+def test_scores_are_ridge_regression_on_one_hot_targets(alpha, classes):
+    X, y = _data(classes=classes)
+    clf = RidgeHeadClassifier(alpha, relative=False).fit(X, y)
+    expected = Ridge(alpha=alpha).fit(X, np.eye(classes)[y])
+    np.testing.assert_allclose(clf.class_scores(X), expected.predict(X), rtol=1e-7, atol=1e-9)
+    np.testing.assert_allclose(clf.coef_, expected.coef_, rtol=1e-7, atol=1e-9)
+    np.testing.assert_allclose(clf.intercept_, expected.intercept_, rtol=1e-7)
+    classifier = RidgeClassifier(alpha=alpha).fit(X, y)
+    np.testing.assert_array_equal(clf.predict(X), classifier.predict(X))
+
+
+def test_scores_sum_to_one():
+    X, y = _data()
+    np.testing.assert_allclose(RidgeHeadClassifier().fit(X, y).class_scores(X).sum(1), 1)
+
+
+def test_balanced_classes_equal_ridge_with_sample_weight():
+    X, y = _data(classes=3)
+    X, y = np.concatenate([X, X[y == 0] + 0.3]), np.concatenate([y, y[y == 0]])
+    weights = len(y) / (3 * np.bincount(y))
+    clf = RidgeHeadClassifier(0.5, relative=False, class_weight="balanced").fit(X, y)
+    expected = Ridge(alpha=0.5).fit(X, np.eye(3)[y], weights[y])
+    np.testing.assert_allclose(clf.coef_, expected.coef_, rtol=1e-7)
+    given = dict(enumerate(weights))
+    named = RidgeHeadClassifier(0.5, relative=False, class_weight=given).fit(X, y)
+    np.testing.assert_allclose(named.coef_, clf.coef_)
+
+
+def test_leave_one_out_choice_equals_refits():
+    X, y = _data(n=40)
+    alphas = [1e-3, 1e-1, 10.0]
+    clf = RidgeHeadClassifier("loo", alphas=alphas, relative=False).fit(X, y)
+    for alpha, score in zip(alphas, clf.scores_, strict=True):
+        hits = []
+        for i in range(len(X)):
+            rest = np.arange(len(X)) != i
+            model = Ridge(alpha=alpha).fit(X[rest], np.eye(3)[y[rest]])
+            hits.append(model.predict(X[i : i + 1]).argmax() == y[i])
+        assert score == pytest.approx(np.mean(hits))
+    best = Ridge(alpha=clf.alpha_).fit(X, np.eye(3)[y])
+    np.testing.assert_allclose(clf.coef_, best.coef_, rtol=1e-7)
+
+
+@settings(deadline=None, max_examples=15)
+@given(seed=st.integers(0, 999), cuts=st.lists(st.integers(1, 79), max_size=5, unique=True))
+def test_any_order_and_partition_equals_one_fit(seed, cuts):
+    X, y = _data()
+    order = np.random.default_rng(seed).permutation(len(X))
+    stream = RidgeHeadClassifier()
+    for rows in np.split(order, sorted(cuts)):
+        stream.partial_fit(X[rows], y[rows])
+    whole = RidgeHeadClassifier().fit(X, y)
+    assert stream.alpha_ == whole.alpha_
+    np.testing.assert_allclose(stream.class_scores(X), whole.class_scores(X), rtol=1e-8)
+    np.testing.assert_allclose(stream.predict_proba(X), whole.predict_proba(X), rtol=1e-7)
+
+
+def test_classes_that_arrive_one_by_one_equal_one_fit():
+    X, y = _data(classes=4)
+    stream = RidgeHeadClassifier(0.1)
+    for label in (2, 0, 3, 1):
+        stream.partial_fit(X[y == label], y[y == label])
+    np.testing.assert_allclose(
+        stream.class_scores(X), RidgeHeadClassifier(0.1).fit(X, y).class_scores(X), rtol=1e-9
+    )
+
+
+def test_forgetting_and_merging_equal_a_fit_on_the_rest():
+    X, y = _data()
+    part = RidgeHeadClassifier().fit(X[:50], y[:50])
+    forgotten = RidgeHeadClassifier().fit(X, y).forget(X[50:], y[50:])
+    np.testing.assert_allclose(forgotten.class_scores(X), part.class_scores(X), rtol=1e-7)
+    merged = part.merge(RidgeHeadClassifier().fit(X[50:], y[50:]))
+    np.testing.assert_allclose(
+        merged.class_scores(X), RidgeHeadClassifier().fit(X, y).class_scores(X), rtol=1e-8
+    )
+
+
+def test_a_class_is_forgotten_where_its_scatter_is_known():
+    X, y = _data()
+    clf = RidgeHeadClassifier(0.1, class_weight="balanced").fit(X, y).forget_class(1)
+    kept = y != 1
+    expected = RidgeHeadClassifier(0.1, class_weight="balanced").fit(X[kept], y[kept])
+    np.testing.assert_allclose(clf.class_scores(X), expected.class_scores(X), rtol=1e-7)
+    with pytest.raises(ValueError, match="scatter"):
+        RidgeHeadClassifier().fit(X, y).forget_class(1)
+
+
+def test_moments_give_what_rows_give():
+    X, y = _data()
+    clf = RidgeHeadClassifier().fit_moments(ClassMoments().update(X, y))
+    np.testing.assert_allclose(
+        clf.class_scores(X), RidgeHeadClassifier().fit(X, y).class_scores(X), rtol=1e-9
+    )
+
+
+def test_affine_equals_learning_mapped_rows():
+    X, y = _data()
+    rng = np.random.default_rng(1)
+    A, b = rng.normal(size=(6, 4)), rng.normal(size=4)
+    mapped = RidgeHeadClassifier(0.2).fit(X, y).affine(A, b)
+    Z = X @ A + b
+    np.testing.assert_allclose(
+        mapped.class_scores(Z), RidgeHeadClassifier(0.2).fit(Z, y).class_scores(Z), rtol=1e-8
+    )
+
+
+def test_temperature_moves_probabilities_and_no_prediction():
+    X, y = _data()
+    clf = RidgeHeadClassifier().fit(X, y)
+    soft = RidgeHeadClassifier(temperature=1.0).fit(X, y)
+    np.testing.assert_array_equal(clf.predict(X), soft.predict(X))
+    logits = np.log(clf.predict_proba(X)) - np.log(clf.predict_proba(X)).mean(1, keepdims=True)
+    softer = np.log(soft.predict_proba(X)) - np.log(soft.predict_proba(X)).mean(1, keepdims=True)
+    np.testing.assert_allclose(logits, clf.temperature_ * softer, rtol=1e-9, atol=1e-9)
+
+
+def test_automatic_temperature_is_the_inverse_of_the_left_out_variance():
+    X, y = _data()
+    clf = RidgeHeadClassifier(0.3, relative=False).fit(X, y)
+    centred = X - X.mean(0)
+    hat = centred @ np.linalg.solve(centred.T @ centred + 0.3 * np.eye(6), centred.T) + 1 / len(X)
+    Y = np.eye(3)[y]
+    gcv = len(X) * ((Y - hat @ Y) ** 2).sum() / (len(X) - np.trace(hat)) ** 2
+    assert clf.temperature_ == pytest.approx(3 / gcv)
+
+
+def test_automatic_temperature_is_near_the_best_on_unseen_rows():
+    X, y = _data(n=2000, d=10, classes=5)
+    clf = RidgeHeadClassifier().fit(X[:1000], y[:1000])
+    scores = clf.class_scores(X[1000:])
+
+    def log_loss(temperature):
+        logits = temperature * scores
+        logits -= logits.max(1, keepdims=True)
+        rows = np.arange(1000)
+        return (np.log(np.exp(logits).sum(1)) - logits[rows, y[1000:]]).mean()
+
+    best = min(log_loss(t) for t in np.logspace(-1, 3, 81))
+    assert log_loss(clf.temperature_) < best + 0.05
+
+
+def test_leave_one_out_needs_one_fit():
+    X, y = _data()
+    clf = RidgeHeadClassifier("loo").fit(X, y)
+    for name in ("partial_fit", "forget", "merge", "affine"):
+        assert not hasattr(clf, name)
+    with pytest.raises(AttributeError) as refused:
+        clf.partial_fit(X, y)
+    assert "gcv" in str(refused.value.__cause__)
+    with pytest.raises(ValueError, match="class_weight"):
+        RidgeHeadClassifier("loo", class_weight="balanced").fit(X, y)
+
+
+def test_one_class_is_predicted_with_certainty():
+    X, _ = _data()
+    clf = RidgeHeadClassifier().fit(X, np.zeros(len(X), dtype=int))
+    np.testing.assert_allclose(clf.class_scores(X), 1)
+    np.testing.assert_array_equal(clf.predict_proba(X), 1)
+
+
+def test_more_features_than_samples_equal_ridge():
+    X, y = _data(n=20, d=50)
+    clf = RidgeHeadClassifier(0.3, relative=False).fit(X, y)
+    expected = Ridge(alpha=0.3).fit(X, np.eye(3)[y])
+    np.testing.assert_allclose(clf.class_scores(X), expected.predict(X), rtol=1e-7, atol=1e-9)
+
+
+@pytest.mark.parametrize("offset", [1e3, 1e6])
+def test_a_large_mean_costs_no_digits(offset):
+    X, y = _data()
+    near, far = (RidgeHeadClassifier(0.1).fit(X + shift, y) for shift in (0.0, offset))
+    np.testing.assert_allclose(far.class_scores(X + offset), near.class_scores(X), atol=1e-6)
+
+
+def test_unknown_class_weight_is_refused():
+    with pytest.raises(ValueError, match="class_weight"):
+        RidgeHeadClassifier(class_weight={9: 1.0}).fit(*_data())
