@@ -19,7 +19,7 @@ from sklearn.utils import Tags, check_random_state
 from sklearn.utils._param_validation import Interval, StrOptions
 from sklearn.utils.validation import check_is_fitted
 
-from skpool.preprocessing._kernels import apply_affine, l2_normalize
+from skpool.preprocessing._kernels import l2_normalize
 from skpool.preprocessing._whitening_kernels import (
     check_n_components,
     learned_whitening,
@@ -29,6 +29,7 @@ from skpool.preprocessing._whitening_kernels import (
 from skpool.statistics import ClassMoments, RunningMoments
 from skpool.utils import (
     ArrayLike,
+    apply_affine,
     as_tensor,
     check_labels,
     numpy_or_tensor,

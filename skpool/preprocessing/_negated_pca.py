@@ -10,10 +10,10 @@ import torch
 from sklearn.base import ClassNamePrefixFeaturesOutMixin
 from sklearn.utils._param_validation import Interval, StrOptions
 
-from skpool.preprocessing._kernels import apply_affine, principal_axes, share_index
+from skpool.preprocessing._kernels import principal_axes, share_index
 from skpool.preprocessing._moment_map import BaseMomentMap
 from skpool.stores import TokenArray
-from skpool.utils import ArrayLike
+from skpool.utils import ArrayLike, apply_affine
 
 __all__ = ["NegatedPCA"]
 
