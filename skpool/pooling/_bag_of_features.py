@@ -136,7 +136,7 @@ class BagOfFeaturesPooling(BasePooling):
     >>> import numpy as np
     >>> from skpool.pooling import BagOfFeaturesPooling
     >>> tokens = np.array([[[0.0], [1.0], [9.0], [0.0]]])
-    >>> BagOfFeaturesPooling(vocabulary=[[0.0], [10.0]]).fit_transform(tokens).toarray()
+    >>> BagOfFeaturesPooling(vocabulary=[[0.0], [10.0]]).fit_transform(tokens)
     array([[0.75, 0.25]])
     """
 

@@ -2,8 +2,8 @@
 """Poolings by a vocabulary as pure functions: tokens (n, L, d) and a mask in, vectors out.
 
 Each compares the tokens of a block of samples with all words in one product, sums what belongs to
-a word by one product per sample, and normalises in the memory of the result, while the block is
-still in cache. Half precision is widened first, and masked tokens are replaced, never multiplied.
+a word (weighted by one product per sample, or added where weights are 0 and 1), and normalises in
+the memory of the result, while the block is still in cache. Half precision is widened first, and masked tokens are replaced, never multiplied.
 """
 
 from collections.abc import Callable
@@ -159,6 +159,56 @@ def _codes(
     return codes if mask is None else codes.masked_fill_(~mask[..., None], 0.0)
 
 
+def _residuals_by_product(
+    x: torch.Tensor,
+    scale: torch.Tensor | None,
+    codes: torch.Tensor,
+    words: torch.Tensor,
+    *,
+    out: torch.Tensor,
+) -> torch.Tensor:
+    """Write the sums of residuals (n, K, k) to `out` and return their mass (n, K).
+
+    The codes are overwritten.
+    """
+    mass = codes.sum(dim=1)
+    torch.mul(mass[..., None], words, out=out)
+    codes = codes if scale is None else codes.mul_(scale)
+    out.baddbmm_(codes.transpose(1, 2), x, beta=-1)
+    return mass
+
+
+def _residuals_by_addition(
+    x: torch.Tensor,
+    scale: torch.Tensor | None,
+    codes: torch.Tensor,
+    words: torch.Tensor,
+    *,
+    out: torch.Tensor,
+) -> torch.Tensor:
+    """The same for hard codes, of which a product would multiply the zeros too.
+
+    On a CPU it takes less than half the time.
+    """
+    n, _, n_words = codes.shape
+    # Word 0 is that of masked tokens, which have no code.
+    labels = (codes @ torch.arange(1, n_words + 1, dtype=codes.dtype)).long()
+    labels += torch.arange(0, n * (n_words + 1), n_words + 1)[:, None]
+    order = labels.flatten().argsort(stable=True)
+    counts = torch.bincount(labels.flatten(), minlength=n * (n_words + 1))
+    sums = torch.nn.functional.embedding_bag(
+        order,
+        x.flatten(0, 1),
+        counts.cumsum(0) - counts,
+        mode="sum",
+        per_sample_weights=None if scale is None else scale.flatten()[order],
+    )
+    mass = counts.view(n, -1)[:, 1:].to(x.dtype)
+    sums = sums.view(n, n_words + 1, -1)[:, 1:]
+    torch.addcmul(sums, mass[..., None], words, value=-1, out=out)
+    return mass
+
+
 def pool_vlad(
     tokens: torch.Tensor,
     mask: Mask = None,
@@ -217,15 +267,14 @@ def pool_vlad(
     floors = _ROUNDING * torch.hypot(center.norm(), lengths).to(like)
     words = words.to(like)
     codes_of = partial(_codes, words=Words.of(words), assignment=assignment, alpha=alpha)
+    is_quick = assignment == "hard" and tokens.device.type == "cpu"
+    add_up = _residuals_by_addition if is_quick else _residuals_by_product
 
     def fill(block: torch.Tensor, real: Mask, out: torch.Tensor) -> None:
         x, scale = space.project(block, real)
         codes = codes_of(x, scale, real)
-        mass = codes.sum(dim=1)
         sums = out.view(-1, *words.shape)
-        torch.mul(mass[..., None], words, out=sums)
-        codes = codes if scale is None else codes.mul_(scale)
-        sums.baddbmm_(codes.transpose(1, 2), x, beta=-1)
+        mass = add_up(x, scale, codes, words, out=sums)
         norms = torch.linalg.vector_norm(sums, dim=2)
         check_range(norms)
         known = (mass > _EMPTY) & (norms > mass * floors)

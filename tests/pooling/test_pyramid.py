@@ -65,47 +65,15 @@ def maps():
 # The suites.
 
 
-def _on_grid(X):
-    """What the suite of tokens gives, as maps; the grid follows from the number of tokens."""
-
-    def grid(n_tokens):
-        return (n_tokens // 3, 3) if n_tokens % 3 == 0 else (n_tokens, 1)
-
-    if isinstance(X, TokenArray):
-        n_patches = X.shape[1] - X.n_prefix_tokens
-        return X.map(lambda tokens, mask: tokens, grid=grid(n_patches))
-    if isinstance(X, list) and np.ndim(X[0]) == 2:
-        return [x.reshape(*grid(len(x)), x.shape[1]) for x in X]
-    if getattr(X, "ndim", 0) == 3:
-        return X.reshape(len(X), *grid(X.shape[1]), X.shape[2])
-    return X
-
-
-class _OnGrid:
-    def fit(self, X, y=None):
-        return super().fit(_on_grid(X), y)
-
-    def transform(self, X):
-        return super().transform(_on_grid(X))
-
-
-class PyramidOnGrid(_OnGrid, SpatialPyramidPooling):
-    pass
-
-
-class RMACOnGrid(_OnGrid, RMACPooling):
-    pass
-
-
 @parametrize_with_token_checks(
     [
-        PyramidOnGrid(),
-        PyramidOnGrid((1, 2), reduce="mean", normalize_levels="l2"),
-        PyramidOnGrid((3, 2), reduce="gem", p=4.6, level_weights=(1, 0.5)),
+        SpatialPyramidPooling(),
+        SpatialPyramidPooling((1, 2), reduce="mean", normalize_levels="l2"),
+        SpatialPyramidPooling((3, 2), reduce="gem", p=4.6, level_weights=(1, 0.5)),
         # The maps of the suite have one row or column at times, too few for more levels.
-        RMACOnGrid(1),
-        RMACOnGrid(1, reduce="mean", include_global=False),
-        RMACOnGrid(1, reduce="gem", region_transform=StandardScaler()),
+        RMACPooling(1),
+        RMACPooling(1, reduce="mean", include_global=False),
+        RMACPooling(1, reduce="gem", region_transform=StandardScaler()),
     ]
 )
 def test_token_check_passes_on_maps(estimator, check):

@@ -137,6 +137,30 @@ def test_soft_with_a_large_alpha_is_hard(tokens, words, normalize_tokens):
     np.testing.assert_allclose(soft, vlad(tokens, words, **options), atol=1e-12)
 
 
+@pytest.mark.parametrize("masked", [False, True])
+@pytest.mark.parametrize("scaled", [False, True])
+@pytest.mark.parametrize("dtype", ["float32", "float64"])
+def test_sums_by_addition_equal_those_by_product(masked, scaled, dtype):
+    rng = np.random.default_rng(7)
+    x, words, scale = rng.normal(size=(N, L, D)), rng.normal(size=(K, D)), rng.random((N, L, 1))
+    codes = np.eye(K)[rng.integers(K, size=(N, L))]
+    if masked:
+        codes[rng.random((N, L)) < 0.5] = 0
+        codes[3] = 0
+    scale = scale if scaled else np.ones_like(scale)
+    x, words, scale, codes = (a.astype(dtype) for a in (x, words, scale, codes))
+    expected = np.einsum("nlk,nld->nkd", codes, x * scale) - codes.sum(1)[..., None] * words
+    given = torch.from_numpy(x), torch.from_numpy(scale) if scaled else None
+    for function in (
+        _vocabulary_kernels._residuals_by_addition,
+        _vocabulary_kernels._residuals_by_product,
+    ):
+        out = torch.full((N, K, D), torch.nan, dtype=getattr(torch, dtype))
+        mass = function(*given, torch.from_numpy(codes.copy()), torch.from_numpy(words), out=out)
+        np.testing.assert_allclose(out, expected, atol=2e-6)
+        np.testing.assert_array_equal(mass, codes.sum(1))
+
+
 def test_one_word_gives_the_direction_of_the_mean_from_it(tokens, words):
     word = words[:1]
     mean = tokens.mean(1) - word
