@@ -99,9 +99,10 @@ class VLADPooling(BasePooling):
     shorter. A word without tokens gives zeros, and so do tokens that equal their word up to
     rounding to float32, in which the vocabulary is learned.
 
-    Cost: two products of T K d per sample, in blocks that stay in cache; `fit` reads all tokens
-    once, and holds the sample (`max_tokens` times d numbers) three times. The result has K d
-    features. The fit depends on the samples and `random_state` alone, not on how they are read.
+    Cost: a product of T K d per sample (two for "soft"), in blocks that stay in cache; `fit` reads
+    all tokens once, and holds the sample (`max_tokens` times d numbers) three times. The result
+    has K d features. The fit depends on the samples and `random_state` alone, not on how they are
+    read.
 
     References
     ----------

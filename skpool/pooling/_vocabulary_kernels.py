@@ -2,8 +2,9 @@
 """Poolings by a vocabulary as pure functions: tokens (n, L, d) and a mask in, vectors out.
 
 Each compares the tokens of a block of samples with all words in one product, sums what belongs to
-a word (weighted by one product per sample, or added where weights are 0 and 1), and normalises in
-the memory of the result, while the block is still in cache. Half precision is widened first, and masked tokens are replaced, never multiplied.
+a word (by one product per sample where tokens have weights, by addition where they have a word),
+and normalises in the memory of the result, while the block is still in cache. Half precision is
+widened first, and masked tokens are replaced, never multiplied.
 """
 
 from collections.abc import Callable
