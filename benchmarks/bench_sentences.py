@@ -14,6 +14,7 @@ DIRECTORY holds the model in the format of sentence-transformers.
 import argparse
 import csv
 import gzip
+import warnings
 
 import numpy as np
 from _measure import DATA, header
@@ -78,6 +79,8 @@ def vectors(sentences: list[str], layers: object, strategy: str) -> np.ndarray:
 
 def main() -> None:
     """Measure and print."""
+    # The network has directions without variance; whitening leaves them out, as it should here.
+    warnings.filterwarnings("ignore", message="The covariance of", category=UserWarning)
     print(header(2), "\n")
     first, second, score = pairs("test")
     learning = sorted({sentence for side in pairs("train")[:2] for sentence in side})
