@@ -123,7 +123,7 @@ INSTANCES: dict[type, list[BaseEstimator]] = {
         FeatureExtractor(token_backbone(), layers=1, tokens="patch", output="torch", n_workers=0),
         FeatureExtractor("glyph", layers=2, tokens="cls", dtype="float16"),
     ],
-    FisherVectorPooling: [FisherVectorPooling(2)],
+    FisherVectorPooling: [FisherVectorPooling(2, power=None)],
     FrozenStdLayerNormalizer: [FrozenStdLayerNormalizer()],
     GeMPooling: [
         GeMPooling(),
