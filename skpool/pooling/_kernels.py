@@ -131,10 +131,8 @@ def _in_halves(
         block = tokens[start : start + rows]
         folded = scratch[: len(block)]
         larger(block[:, :half], block[:, half : 2 * half], out=folded)
-        if n_tokens % 2:
-            larger(folded[:, :1], block[:, -1:], out=folded[:, :1])
         extreme(folded, dim=1, out=out[start : start + rows])
-    return out
+    return larger(out, tokens[:, -1], out=out) if n_tokens % 2 else out
 
 
 def _extreme(
