@@ -356,6 +356,12 @@ class MomentsMixin(IncrementalMixin):
             self._solution = self._solve()
         return self._solution
 
+    def _known(self, name: str) -> Any:
+        """What was solved for, for a fitted attribute: none exists before fit, as hasattr says."""
+        if not hasattr(self, "moments_"):
+            raise AttributeError(f"This {type(self).__name__} is not fitted, so has no {name!r}.")
+        return self._solved
+
     def _new_moments(self) -> Any:
         raise NotImplementedError
 

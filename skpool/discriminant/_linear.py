@@ -290,12 +290,6 @@ class LinearDiscriminantClassifier(
         """Shares of the variance between classes along the directions of `transform`."""
         return self._known("explained_variance_ratio_").shares
 
-    def _known(self, name: str) -> _Discriminant:
-        # Fitted attributes do not exist before fit: hasattr must say so.
-        if not hasattr(self, "moments_"):
-            raise AttributeError(f"This {type(self).__name__} is not fitted, so has no {name!r}.")
-        return self._solved
-
     def _of_classes(self, name: str, rows: np.ndarray) -> np.ndarray:
         return spread_columns(rows.T, self.moments_.classes_, self.classes_, fill=np.nan).T
 

@@ -240,12 +240,6 @@ class RidgeHeadClassifier(ClassScoresMixin, MomentsMixin, ClassifierMixin, BaseE
         # One class leaves nothing of its target, and needs no factor.
         return 1.0 / head.variance if head.variance > 0 else 1.0
 
-    def _known(self, name: str) -> _Head:
-        # Fitted attributes do not exist before fit: hasattr must say so.
-        if not hasattr(self, "moments_"):
-            raise AttributeError(f"This {type(self).__name__} is not fitted, so has no {name!r}.")
-        return self._solved
-
     # Predictions.
 
     def class_scores(self, X: ArrayLike) -> np.ndarray:

@@ -19,9 +19,8 @@ from sklearn.base import (
 from sklearn.utils import Tags
 from sklearn.utils._param_validation import Interval, StrOptions
 
-from skpool import __version__
 from skpool.stores import Job, Reduction, TokenArray, validate_tokens
-from skpool.utils import ArrayLike, all_finite, fingerprint, unchanged_on_error
+from skpool.utils import ArrayLike, all_finite, estimator_fingerprint, unchanged_on_error
 
 __all__ = ["BasePooling"]
 
@@ -173,19 +172,8 @@ class BasePooling(ClassNamePrefixFeaturesOutMixin, TransformerMixin, BaseEstimat
         return guarded
 
     def _fingerprint(self) -> str | None:
-        """Name of the computation for stores; None where parameters do not decide it all.
-
-        A class from outside the package has no name here: another class of that name, or an
-        edited version of it, would be served its vectors. Its author may give one that says so.
-        """
-        kind = type(self)
-        if not kind.__module__.startswith("skpool."):
-            return None
-        parameters = {k: v for k, v in self.get_params(deep=False).items() if k != "batch_size"}
-        try:
-            return fingerprint(kind.__module__, kind.__qualname__, __version__, parameters)
-        except TypeError:
-            return None
+        """Name of the computation for stores; None where parameters do not decide it all."""
+        return estimator_fingerprint(self)
 
     # For subclasses.
 

@@ -12,9 +12,8 @@ from sklearn.base import BaseEstimator, TransformerMixin, _fit_context
 from sklearn.utils import Tags
 from sklearn.utils._param_validation import Interval
 
-from skpool import __version__
 from skpool.stores import TokenArray, as_given, validate_tokens
-from skpool.utils import ArrayLike, fingerprint, unchanged_on_error
+from skpool.utils import ArrayLike, estimator_fingerprint, unchanged_on_error
 
 __all__ = ["BaseTokenTransformer"]
 
@@ -87,14 +86,7 @@ class BaseTokenTransformer(TransformerMixin, BaseEstimator):
 
     def _fingerprint(self) -> str | None:
         """Name of the step for stores; None where parameters do not decide it all."""
-        kind = type(self)
-        if not kind.__module__.startswith("skpool.") or self.__sklearn_tags__().requires_fit:
-            return None
-        parameters = {k: v for k, v in self.get_params(deep=False).items() if k != "batch_size"}
-        try:
-            return fingerprint(kind.__module__, kind.__qualname__, __version__, parameters)
-        except TypeError:
-            return None
+        return None if self.__sklearn_tags__().requires_fit else estimator_fingerprint(self)
 
     # For subclasses.
 

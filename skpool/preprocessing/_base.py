@@ -13,12 +13,11 @@ from sklearn.base import BaseEstimator, TransformerMixin, _fit_context
 from sklearn.utils import Tags
 from sklearn.utils._set_output import _wrap_data_with_container
 
-from skpool import __version__
 from skpool.stores import TokenArray, as_given, validate_tokens
 from skpool.utils import (
     ArrayLike,
     as_tensor,
-    fingerprint,
+    estimator_fingerprint,
     numpy_or_tensor,
     unchanged_on_error,
     validate_vectors,
@@ -158,15 +157,7 @@ class BaseRowMap(TransformerMixin, BaseEstimator, auto_wrap_output_keys=None):
 
     def _fingerprint(self) -> str | None:
         """Name of the step for stores; None where parameters do not decide it all."""
-        kind = type(self)
-        if not kind.__module__.startswith("skpool.") or self.__sklearn_tags__().requires_fit:
-            return None
-        try:
-            return fingerprint(
-                kind.__module__, kind.__qualname__, __version__, self.get_params(deep=False)
-            )
-        except TypeError:
-            return None
+        return None if self.__sklearn_tags__().requires_fit else estimator_fingerprint(self)
 
     # For subclasses.
 

@@ -6,7 +6,7 @@ is `skpool.utils.estimator_checks`, which uses all rooms as a test does, and whi
 """
 
 from skpool.utils._affine import apply_affine
-from skpool.utils._fingerprint import fingerprint
+from skpool.utils._fingerprint import estimator_fingerprint, fingerprint
 from skpool.utils._optional import import_optional
 from skpool.utils._tensors import (
     ArrayLike,
@@ -26,6 +26,7 @@ __all__ = [
     "as_tensor",
     "check_finite",
     "check_labels",
+    "estimator_fingerprint",
     "fingerprint",
     "full_float32",
     "import_optional",

@@ -9,8 +9,11 @@ import hashlib
 from collections.abc import Mapping
 
 import numpy as np
+from sklearn.base import BaseEstimator
 
-__all__ = ["fingerprint"]
+from skpool import __version__
+
+__all__ = ["estimator_fingerprint", "fingerprint"]
 
 
 def _feed(digest, value: object) -> None:
@@ -63,3 +66,37 @@ def fingerprint(*parts: object) -> str:
     digest = hashlib.sha256()
     _feed(digest, parts)
     return digest.hexdigest()[:32]
+
+
+def estimator_fingerprint(estimator: BaseEstimator) -> str | None:
+    """Return the name of what an estimator of the package computes by its parameters alone.
+
+    A class from outside the package has no name here: another class of that name, or an edited
+    version of it, would be served its results. Its author may give one that says so.
+
+    Parameters
+    ----------
+    estimator : estimator
+        Its `batch_size`, if it has one, plays no part.
+
+    Returns
+    -------
+    text : str or None
+        None for a class from outside the package, and where a parameter has no stable
+        fingerprint, as a callable.
+
+    Examples
+    --------
+    >>> from skpool.pooling import TokenPooling
+    >>> from skpool.utils import estimator_fingerprint
+    >>> estimator_fingerprint(TokenPooling("mean")) == estimator_fingerprint(TokenPooling("max"))
+    False
+    """
+    kind = type(estimator)
+    if not kind.__module__.startswith("skpool."):
+        return None
+    parameters = {k: v for k, v in estimator.get_params(deep=False).items() if k != "batch_size"}
+    try:
+        return fingerprint(kind.__module__, kind.__qualname__, __version__, parameters)
+    except TypeError:
+        return None
