@@ -8,15 +8,20 @@ scikit-learn's scorers expect. The rooms prototypes, neighbors, discriminant and
 on them.
 """
 
+from collections.abc import Iterable
 from typing import Any, Self
 
 import numpy as np
 import torch
+from joblib import Parallel, delayed
 from scipy.special import softmax
+from sklearn import get_config
 from sklearn.base import _fit_context, clone
+from sklearn.utils import gen_batches
 from sklearn.utils.metaestimators import available_if
 from sklearn.utils.validation import _check_sample_weight, check_is_fitted
 
+from skpool.statistics import largest_difference
 from skpool.utils import ArrayLike, check_labels, unchanged_on_error, validate_vectors
 
 __all__ = ["ClassScoresMixin", "IncrementalMixin", "MomentsMixin", "log_priors", "spread_columns"]
@@ -49,6 +54,13 @@ def _union(known: np.ndarray, new: np.ndarray) -> np.ndarray:
 def _learns_in_parts(estimator: "IncrementalMixin") -> bool:
     """Whether samples can come and go after `fit`; the estimator says why not."""
     return estimator._check_learns_in_parts()
+
+
+def _fitted(
+    empty: "IncrementalMixin", X: ArrayLike, y: object, sample_weight: object = None
+) -> "IncrementalMixin":
+    # Not `fit`: solving for weights that the next merge makes stale would be lost work.
+    return clone(empty).partial_fit(X, y, sample_weight=sample_weight)
 
 
 class IncrementalMixin:
@@ -113,6 +125,40 @@ class IncrementalMixin:
             The updated estimator. If the call fails, the estimator stays as it was.
         """
         return self._learn(X, y, classes, sample_weight, reset=not hasattr(self, "classes_"))
+
+    @available_if(_learns_in_parts)
+    def fit_blocks(self, blocks: Iterable[tuple], *, n_jobs: int | None = None) -> Self:
+        """Learn from blocks of samples that need never be in memory together.
+
+        Parameters
+        ----------
+        blocks : iterable of tuples (X, y) or (X, y, sample_weight)
+            Read one after the other, such as parts of memory-mapped files; with `n_jobs`, a few
+            blocks ahead.
+        n_jobs : int, default=None
+            Blocks learned at the same time, in joblib's workers, see
+            :class:`joblib.Parallel`. A worker returns what it learned, not rows.
+
+        Returns
+        -------
+        self : estimator
+            Fitted on all blocks as `fit` would have been on their rows, to rounding. If the call
+            fails, the estimator stays as it was.
+        """
+        empty = clone(self)
+        learned = Parallel(n_jobs=n_jobs, return_as="generator")(
+            delayed(_fitted)(empty, *block) for block in blocks
+        )
+        total = next(learned, None)
+        if total is None:
+            raise ValueError("blocks is empty; give at least one tuple of X and y.")
+        for part in learned:
+            total.merge(part)
+        parameters = self.get_params(deep=False)
+        for name in vars(self).keys() - parameters.keys():
+            delattr(self, name)
+        vars(self).update({k: v for k, v in vars(total).items() if k not in parameters})
+        return self
 
     @available_if(_learns_in_parts)
     def forget(self, X: ArrayLike, y: object, sample_weight: object = None) -> Self:
@@ -296,7 +342,8 @@ class MomentsMixin(IncrementalMixin):
     -----
     A subclass writes `_new_moments()`, empty moments of the kind that it needs, and `_solve()`,
     which returns what predictions are made of and is called through `_solved`. Where rows are
-    changed before they are learned it writes `_prepared(rows)` too.
+    changed before they are learned it writes `_prepared(rows)`, and `_prepared_row_bytes()` so
+    that no more rows are prepared at a time than fit the working memory.
     """
 
     def fit(self, X: ArrayLike, y: object, sample_weight: object = None) -> Self:
@@ -350,6 +397,30 @@ class MomentsMixin(IncrementalMixin):
             _ = self._solved
         return self
 
+    @available_if(_learns_in_parts)
+    def certify(self, X: ArrayLike, y: object, sample_weight: object = None) -> float:
+        """Compare with a fresh fit on the samples that should be all that is left.
+
+        Parameters
+        ----------
+        X : array-like or tensor of shape (n_samples, n_features)
+            The samples learned and not forgotten.
+        y : array-like of shape (n_samples,)
+            Their labels.
+        sample_weight : array-like of shape (n_samples,), default=None
+            Their weights.
+
+        Returns
+        -------
+        difference : float
+            The largest difference between the two states: of counts, means and scatters, each
+            relative to the largest number of its kind. About 1e-13 after forgetting with products
+            in float64, 1e-7 with float32; infinite where the classes differ.
+        """
+        check_is_fitted(self)
+        fresh = clone(self).partial_fit(X, y, sample_weight=sample_weight)
+        return largest_difference(self.moments_, fresh.moments_)
+
     @property
     def _solved(self) -> Any:
         if self._solution is None:
@@ -372,6 +443,22 @@ class MomentsMixin(IncrementalMixin):
         """Rows as the moments see them."""
         return X
 
+    def _prepared_row_bytes(self) -> int:
+        """Memory that preparing one row takes; 0 where rows are taken as they come."""
+        return 0
+
+    def _changed(
+        self, method: str, X: ArrayLike, y: np.ndarray, sample_weight: np.ndarray | None
+    ) -> Any:
+        """Return a copy of the moments that was updated or downdated, block by block."""
+        moments = self.moments_.copy()
+        row_bytes = self._prepared_row_bytes()
+        fitting = int(get_config()["working_memory"] * 2**20) // row_bytes if row_bytes else len(X)
+        for part in gen_batches(len(X), max(1, fitting)):
+            weights = None if sample_weight is None else sample_weight[part]
+            getattr(moments, method)(self._prepared(X[part]), y[part], weights)
+        return moments
+
     def _seen_classes(self) -> np.ndarray:
         return self.moments_.classes_
 
@@ -379,10 +466,10 @@ class MomentsMixin(IncrementalMixin):
         self.moments_ = self._new_moments()
 
     def _update(self, X: ArrayLike, y: np.ndarray, sample_weight: np.ndarray | None) -> None:
-        self.moments_ = self.moments_.copy().update(self._prepared(X), y, sample_weight)
+        self.moments_ = self._changed("update", X, y, sample_weight)
 
     def _forget(self, X: ArrayLike, y: np.ndarray, sample_weight: np.ndarray | None) -> None:
-        self.moments_ = self.moments_.copy().downdate(self._prepared(X), y, sample_weight)
+        self.moments_ = self._changed("downdate", X, y, sample_weight)
 
     def _forget_class(self, label: object) -> None:
         self.moments_ = self.moments_.copy().forget_class(label)

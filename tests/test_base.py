@@ -10,6 +10,8 @@ from sklearn.exceptions import NotFittedError
 from sklearn.utils.validation import check_is_fitted
 
 from skpool.base import ClassScoresMixin, IncrementalMixin, spread_columns
+from skpool.discriminant import LinearDiscriminantClassifier
+from skpool.prototypes import NearestClassMeanClassifier
 
 
 class CountClassifier(ClassScoresMixin, IncrementalMixin, ClassifierMixin, BaseEstimator):
@@ -228,3 +230,33 @@ def test_spread_columns_places_seen_columns():
     columns = np.array([[1.0, 2.0]])
     spread = spread_columns(columns, np.array([3, 5]), np.array([1, 3, 4, 5]), fill=0.0)
     assert spread.tolist() == [[0.0, 1.0, 0.0, 2.0]]
+
+
+# --- blocks ----------------------------------------------------------------------------------
+
+
+def blocks_of(X, y, w=None, size=17):
+    for start in range(0, len(X), size):
+        part = slice(start, start + size)
+        yield (X[part], y[part]) if w is None else (X[part], y[part], w[part])
+
+
+@pytest.mark.parametrize("n_jobs", [None, 2])
+def test_blocks_teach_what_all_rows_teach(n_jobs):
+    rng = np.random.default_rng(0)
+    X, y, w = rng.normal(size=(100, 4)), np.arange(100) // 25, rng.uniform(0, 2, 100)
+    want = LinearDiscriminantClassifier().fit(X, y, w)
+    got = LinearDiscriminantClassifier().fit(X[:9, :2], np.arange(9) % 2)
+    got.fit_blocks(blocks_of(X, y, w), n_jobs=n_jobs)
+    np.testing.assert_allclose(got.class_scores(X), want.class_scores(X), rtol=1e-11)
+    assert got.certify(X, y, w) < 1e-13
+
+
+def test_blocks_that_fail_change_nothing():
+    X, y = np.eye(4) + 1.0, ["a", "a", "b", "b"]
+    model = NearestClassMeanClassifier().fit(X, y)
+    with pytest.raises(ValueError, match="blocks is empty"):
+        model.fit_blocks([])
+    with pytest.raises(ValueError, match="features"):
+        model.fit_blocks([(X, y), (X[:, :2], y)])
+    np.testing.assert_array_equal(model.predict(X), y)

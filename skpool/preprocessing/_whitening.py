@@ -97,8 +97,8 @@ class Whitening(ClassNamePrefixFeaturesOutMixin, BaseMomentMap):
         Share of the whitening, in the exponent; 1 only for "cholesky".
     shrinkage : float, {"oas", "ledoit_wolf"} or None, default=None
         Share of the mean variance mixed into the covariance, see
-        :func:`~skpool.statistics.covariance_from_moments`. "ledoit_wolf" needs all rows at once,
-        hence `fit`.
+        :func:`~skpool.statistics.covariance_from_moments`. "ledoit_wolf" keeps more sums of the
+        rows, so it must be set when rows are learned.
     eps : float, default=1e-6
         Added to the eigenvalues, as a share of their mean.
     center : bool, default=True
@@ -313,10 +313,9 @@ class Whitening(ClassNamePrefixFeaturesOutMixin, BaseMomentMap):
             )
 
     def _refuse_parts(self) -> None:
-        if self.shrinkage == "ledoit_wolf" or self.solver in ("svd", "gram"):
+        if self.solver in ("svd", "gram"):
             raise AttributeError(
-                f"shrinkage={self.shrinkage!r} with solver={self.solver!r} needs all rows at once; "
-                'call fit, or set shrinkage="oas" (or a number) and solver="auto".'
+                f'solver={self.solver!r} needs all rows at once; call fit, or set solver="auto".'
             )
 
     # Learning: moments, then the decomposition of their covariance, then the map.
@@ -324,7 +323,11 @@ class Whitening(ClassNamePrefixFeaturesOutMixin, BaseMomentMap):
     def _moments_of(self, X: ArrayLike | TokenArray, scatter: str = "full") -> RunningMoments:
         lazy = isinstance(X, TokenArray)
         many = not lazy and len(X) >= _FLOAT32_ROWS
-        moments = RunningMoments(scatter, product_dtype="auto" if many else "float64")
+        moments = RunningMoments(
+            scatter,
+            product_dtype="auto" if many else "float64",
+            fourth_order=self.shrinkage == "ledoit_wolf",
+        )
         for rows in rows_of(X) if lazy else [X]:
             moments.update(rows)
         return moments
@@ -367,7 +370,7 @@ class Whitening(ClassNamePrefixFeaturesOutMixin, BaseMomentMap):
         # Of the same moments with other parameters, or None.
         held, options = self._solution, self._options()
         same = held is not None and held.options["shrinkage"] == options["shrinkage"]
-        share = held.share if same else self._share(X)
+        share = held.share if same else self._share()
         spectra = {} if held is None else held.spectra
         key = self._key(share, X, spectra)
         # By text, which every store of estimators takes for a key.
@@ -378,18 +381,15 @@ class Whitening(ClassNamePrefixFeaturesOutMixin, BaseMomentMap):
             self._warn_of_rank(whitening.rank)
         return _Solution(whitening, options, share, spectra)
 
-    def _share(self, X: ArrayLike | TokenArray | None) -> float:
+    def _share(self) -> float:
         if not self.shrinkage:
             return 0.0
-        rows = None
-        if self.shrinkage == "ledoit_wolf":
-            if X is None:
-                raise ValueError(
-                    'shrinkage="ledoit_wolf" needs all rows at once; call fit, or set "oas".'
-                )
-            rows = _all_rows(X)
-        options = {"shrinkage": self.shrinkage, "ddof": 1}
-        return covariance_from_moments(self.moments_, X=rows, **options).shrinkage
+        if self.shrinkage == "ledoit_wolf" and not self.moments_.fourth_order:
+            raise ValueError(
+                'shrinkage="ledoit_wolf" must be set before rows are learned; fit again, or set '
+                '"oas".'
+            )
+        return covariance_from_moments(self.moments_, shrinkage=self.shrinkage).shrinkage
 
     def _key(
         self, share: float, X: ArrayLike | TokenArray | None, spectra: dict[str, object]

@@ -2,9 +2,11 @@
 """Sufficient statistics that add, subtract and merge: the exact core of the package."""
 
 from skpool.statistics._class_moments import ClassMoments
+from skpool.statistics._combining import largest_difference, merge_all
 from skpool.statistics._covariance import Covariance, covariance_from_moments
 from skpool.statistics._ridge_path import RidgePath
 from skpool.statistics._running_moments import RunningMoments
+from skpool.statistics._shards import ShardedMoments
 from skpool.statistics._symmetric_factor import SymmetricFactor
 
 __all__ = [
@@ -12,6 +14,9 @@ __all__ = [
     "Covariance",
     "RidgePath",
     "RunningMoments",
+    "ShardedMoments",
     "SymmetricFactor",
     "covariance_from_moments",
+    "largest_difference",
+    "merge_all",
 ]

@@ -13,6 +13,7 @@ __all__ = ["read_moments", "stack_scatter", "write_moments"]
 _FORMAT = 1
 _SETTINGS = ("scatter", "product_dtype", "block_rows")
 _PARTS = ("classes", "counts", "counts_sq", "means")
+_HIGHER = ("third", "fourth")
 
 
 def stack_scatter(state: Moments) -> np.ndarray | None:
@@ -30,6 +31,8 @@ def write_moments(state: Moments, settings: dict[str, object]) -> dict[str, np.n
     arrays |= {name: getattr(state, name).copy() for name in _PARTS}
     if state.scatter is not None:
         arrays["scatter_values"] = stack_scatter(state).copy()
+    if state.third is not None:
+        arrays |= {name: getattr(state, name).copy() for name in _HIGHER}
     return arrays
 
 
@@ -53,7 +56,10 @@ def read_moments(arrays: Mapping[str, np.ndarray]) -> tuple[Moments, dict[str, o
     settings = {name: arrays[name].item() for name in _SETTINGS}
     kind = settings["scatter"]
     scatter = np.array(arrays["scatter_values"]) if "scatter_values" in arrays else None
-    state = Moments(*(np.array(arrays[name]) for name in _PARTS), scatter)
+    settings["fourth_order"] = all(name in arrays for name in _HIGHER)
+    names = (*_PARTS, *_HIGHER) if settings["fourth_order"] else _PARTS
+    held = {name: np.array(arrays[name]) for name in names}
+    state = Moments(**held, scatter=scatter)
     _refuse_damage(state, kind)
     if kind == "per_class":
         state = replace(state, scatter=list(scatter))
@@ -66,9 +72,14 @@ def _refuse_damage(state: Moments, kind: str) -> None:
     shapes["none"] = None
     scatter = state.scatter
     rows = [state.classes.shape, state.counts.shape, state.counts_sq.shape]
-    if rows != [(n,)] * 3 or shapes.get(kind) != (None if scatter is None else scatter.shape):
+    if state.third is not None:
+        rows.append(state.fourth.shape if state.third.shape == (n, d) else None)
+    if rows != [(n,)] * len(rows) or shapes.get(kind) != (
+        None if scatter is None else scatter.shape
+    ):
         raise ValueError("The shapes of these arrays do not fit together; the file is damaged.")
-    values = [state.counts, state.counts_sq, state.means] + ([] if scatter is None else [scatter])
+    values = [state.counts, state.counts_sq, state.means, scatter, state.third, state.fourth]
+    values = [v for v in values if v is not None]
     if not all(v.dtype == np.float64 and np.isfinite(v).all() for v in values):
         raise ValueError("These arrays hold other than finite float64; the file is damaged.")
     if (state.classes[1:] <= state.classes[:-1]).any() or (state.counts <= 0).any():

@@ -20,7 +20,12 @@ from skpool.statistics._checks import (
     plain_labels,
     read_only,
 )
-from skpool.statistics._kernels import batch_moments, outer_sum, resolve_product_dtype
+from skpool.statistics._kernels import (
+    batch_moments,
+    higher_moments,
+    outer_sum,
+    resolve_product_dtype,
+)
 from skpool.statistics._state import (
     Moments,
     empty_moments,
@@ -60,6 +65,10 @@ class ClassMoments:
         float64 always.
     block_rows : int, default=8192
         Rows per product; bounds the working memory.
+    fourth_order : bool, default=False
+        Also keep, with ``scatter="per_class"``, the sums of the squared norms of centred rows
+        times these rows, and of their fourth powers, from which Ledoit-Wolf's shrinkage follows
+        without the rows. `affine` leaves them behind.
 
     Attributes
     ----------
@@ -75,6 +84,8 @@ class ClassMoments:
         Sums of weighted products around the class means, (n_features, n_features) for "shared",
         (n_classes, n_features, n_features) for "per_class", (n_classes, n_features) for "diag",
         (n_features,) for "shared_diag", None for "none".
+    third_, fourth_ : ndarray of shape (n_classes, n_features), (n_classes,), or None
+        What `fourth_order` keeps.
     n_features_in_ : int or None
         Width of the rows; None before the first.
 
@@ -106,9 +117,20 @@ class ClassMoments:
     """
 
     def __init__(
-        self, scatter: str = "shared", *, product_dtype: str = "auto", block_rows: int = 8192
+        self,
+        scatter: str = "shared",
+        *,
+        product_dtype: str = "auto",
+        block_rows: int = 8192,
+        fourth_order: bool = False,
     ):
         self.scatter = check_option("scatter", scatter, _SCATTERS)
+        self.fourth_order = bool(fourth_order)
+        if fourth_order and scatter != "per_class":
+            raise ValueError(
+                f"fourth_order=True needs the scatter of every class, and scatter={scatter!r} "
+                'keeps another; set scatter="per_class".'
+            )
         self.product_dtype = check_option("product_dtype", product_dtype, _PRODUCT_DTYPES)
         if isinstance(block_rows, bool) or not isinstance(block_rows, (int, np.integer)):
             raise TypeError(f"block_rows={block_rows!r} is not valid; give a whole number.")
@@ -128,10 +150,16 @@ class ClassMoments:
 
     def _with(self, held: Moments | None) -> "ClassMoments":
         new = ClassMoments(
-            self.scatter, product_dtype=self.product_dtype, block_rows=self.block_rows
+            self.scatter,
+            product_dtype=self.product_dtype,
+            block_rows=self.block_rows,
+            fourth_order=self.fourth_order and (held is None or held.third is not None),
         )
         new._held = held
         return new
+
+    def _empty(self, n_features: int) -> Moments:
+        return empty_moments(n_features, self.scatter, fourth_order=self.fourth_order)
 
     def copy(self) -> "ClassMoments":
         """Return an independent object with the same moments.
@@ -145,7 +173,7 @@ class ClassMoments:
 
     @property
     def _state(self) -> Moments:
-        return empty_moments(0, self.scatter) if self._held is None else self._held
+        return self._empty(0) if self._held is None else self._held
 
     @property
     def n_features_in_(self) -> int | None:
@@ -178,6 +206,16 @@ class ClassMoments:
         held = stack_scatter(self._state)
         return None if held is None else read_only(held)
 
+    @property
+    def third_(self) -> np.ndarray | None:
+        """Sums of the squared norms of centred rows times these rows."""
+        return None if self._state.third is None else read_only(self._state.third)
+
+    @property
+    def fourth_(self) -> np.ndarray | None:
+        """Sums of the fourth powers of the norms of centred rows."""
+        return None if self._state.fourth is None else read_only(self._state.fourth)
+
     def _batch(self, X: object, y: object, sample_weight: object) -> tuple[Moments, torch.dtype]:
         X = check_rows(X, self.n_features_in_)
         y = y.detach().cpu().numpy() if isinstance(y, torch.Tensor) else y
@@ -206,7 +244,10 @@ class ClassMoments:
             block_rows=self.block_rows,
         )
         squares = counts if weights is None else np.bincount(codes, weights=weights**2)
-        batch = Moments(classes, counts, squares, means, scatter)
+        higher = (None, None)
+        if self.fourth_order:
+            higher = higher_moments(as_tensor(X), codes, means, weights)
+        batch = Moments(classes, counts, squares, means, scatter, *higher)
         return take_moments(batch, counts > 0, self.scatter), dtype
 
     def _lookup(self, classes: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
@@ -245,7 +286,7 @@ class ClassMoments:
         self : ClassMoments
         """
         batch, dtype = self._batch(X, y, sample_weight)
-        held = self._held or empty_moments(batch.means.shape[1], self.scatter)
+        held = self._held or self._empty(batch.means.shape[1])
         self._held = merge_moments(held, batch, self.scatter, dtype)
         return self
 
@@ -281,6 +322,11 @@ class ClassMoments:
                 f"other keeps scatter={other.scatter!r} and these moments {self.scatter!r}; only "
                 "equal kinds combine."
             )
+        if other.fourth_order != self.fourth_order:
+            raise ValueError(
+                f"other has fourth_order={other.fourth_order} and these moments "
+                f"{self.fourth_order}; only equal kinds combine."
+            )
         d, width = self.n_features_in_, other.n_features_in_
         if None not in (d, width) and d != width:
             raise ValueError(f"other has {width} features, but these moments hold {d} features.")
@@ -301,7 +347,7 @@ class ClassMoments:
         """
         added = self._check_other(other)
         if other._held is not None:
-            held = self._held or empty_moments(added.means.shape[1], self.scatter)
+            held = self._held or self._empty(added.means.shape[1])
             self._held = merge_moments(held, added, self.scatter)
         return self
 

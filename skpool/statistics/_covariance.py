@@ -12,7 +12,7 @@ import numpy as np
 
 from skpool.statistics._checks import check_option, check_rows
 from skpool.statistics._class_moments import ClassMoments
-from skpool.statistics._kernels import fourth_moment
+from skpool.statistics._kernels import higher_moments
 from skpool.statistics._running_moments import RunningMoments
 from skpool.utils import ArrayLike, as_tensor, check_finite, check_labels
 
@@ -66,8 +66,8 @@ def covariance_from_moments(
         One matrix, one row of variances, or one row of variances per class.
     shrinkage : float, {"oas", "ledoit_wolf"} or None, default=None
         Share of the target, between 0 and 1. ``"oas"`` computes it from the moments [1]_ (in
-        scikit-learn's form), ``"ledoit_wolf"`` from the rows, which `X` must then give [2]_.
-        Both are for ``kind="shared"``. None is 0.
+        scikit-learn's form), ``"ledoit_wolf"`` from moments with ``fourth_order=True`` or from
+        the rows, which `X` must then give [2]_. Both are for ``kind="shared"``. None is 0.
     ddof : float, default=0
         Subtracted from the number of rows in the divisor; the shrinkage does not depend on it.
     X : ndarray or tensor of shape (n_samples, n_features), default=None
@@ -203,10 +203,12 @@ def _share(
 
 
 def _fourth(moments: ClassMoments, X: ArrayLike | None, y: ArrayLike | None) -> float:
+    if moments.fourth_ is not None:
+        return float(moments.fourth_.sum())
     if X is None:
         raise ValueError(
-            'shrinkage="ledoit_wolf" needs the rows behind the moments: give X (and y), or take '
-            '"oas", which needs the moments only.'
+            'shrinkage="ledoit_wolf" needs more than these moments: give the rows behind them as X '
+            '(and y), keep moments with fourth_order=True, or take "oas".'
         )
     X = check_rows(X, moments.n_features_in_)
     check_finite(X)
@@ -220,4 +222,4 @@ def _fourth(moments: ClassMoments, X: ArrayLike | None, y: ArrayLike | None) -> 
         raise ValueError(
             "X and y are not the rows behind the moments: the numbers of rows per class differ."
         )
-    return fourth_moment(as_tensor(X), codes, moments.means_)
+    return float(higher_moments(as_tensor(X), codes, moments.means_)[1].sum())

@@ -16,7 +16,7 @@ from skpool.utils import ArrayLike, as_tensor, check_finite, full_float32
 
 __all__ = [
     "batch_moments",
-    "fourth_moment",
+    "higher_moments",
     "outer_sum",
     "resolve_product_dtype",
 ]
@@ -319,13 +319,37 @@ def batch_moments(
     return (counts, *sums.finish(counts))
 
 
-def fourth_moment(X: torch.Tensor, codes: np.ndarray, means: np.ndarray) -> float:
-    """Return the sum over rows of the fourth power of the distance to the class mean."""
+def higher_moments(
+    X: torch.Tensor, codes: np.ndarray, means: np.ndarray, weights: np.ndarray | None = None
+) -> tuple[np.ndarray, np.ndarray]:
+    """Return sums over the rows of each class, with v a row less the mean of its class.
+
+    Parameters
+    ----------
+    X : tensor of shape (n_samples, n_features)
+    codes : ndarray of shape (n_samples,)
+        Class of each row, 0 to n_classes - 1.
+    means : ndarray of shape (n_classes, n_features)
+    weights : ndarray of shape (n_samples,), default=None
+
+    Returns
+    -------
+    third : ndarray of shape (n_classes, n_features)
+        Sums of ``|v|^2 v``.
+    fourth : ndarray of shape (n_classes,)
+        Sums of ``|v|^4``.
+    """
     wide = _wide(X.device)
     centres = torch.tensor(means, dtype=wide, device=X.device)
-    index = torch.from_numpy(codes).to(X.device)
-    total, step = 0.0, _chunk_rows(X, wide)
+    third, fourth = torch.zeros_like(centres), np.zeros(len(means))
+    step = _chunk_rows(X, wide)
     for start in range(0, len(X), step):
         part = slice(start, start + step)
-        total += float((X[part].to(wide) - centres[index[part]]).square().sum(1).square().sum())
-    return total
+        index = torch.from_numpy(codes[part]).to(X.device)
+        rows = X[part].to(wide) - centres[index]
+        squares = rows.square().sum(dim=1)
+        w = torch.ones_like(squares) if weights is None else as_tensor(weights[part]).to(squares)
+        _add_by_class(third, codes[part], rows * (w * squares)[:, None])
+        powers = (w * squares.square()).cpu().double().numpy()
+        fourth += np.bincount(codes[part], weights=powers, minlength=len(means))
+    return third.cpu().double().numpy(), fourth

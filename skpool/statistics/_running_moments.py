@@ -28,6 +28,9 @@ class RunningMoments:
         Type in which rows are multiplied, see :class:`ClassMoments`.
     block_rows : int, default=8192
         Rows per product; bounds the working memory.
+    fourth_order : bool, default=False
+        With ``scatter="full"``, also keep what Ledoit-Wolf's shrinkage needs of the rows, see
+        :class:`ClassMoments`.
 
     Attributes
     ----------
@@ -62,10 +65,19 @@ class RunningMoments:
     """
 
     def __init__(
-        self, scatter: str = "full", *, product_dtype: str = "auto", block_rows: int = 8192
+        self,
+        scatter: str = "full",
+        *,
+        product_dtype: str = "auto",
+        block_rows: int = 8192,
+        fourth_order: bool = False,
     ):
         kind = _KINDS[check_option("scatter", scatter, tuple(_KINDS))]
-        self._moments = ClassMoments(kind, product_dtype=product_dtype, block_rows=block_rows)
+        # Of one class, the shared scatter is that of the class.
+        kind = "per_class" if fourth_order and kind == "shared" else kind
+        self._moments = ClassMoments(
+            kind, product_dtype=product_dtype, block_rows=block_rows, fourth_order=fourth_order
+        )
 
     def __repr__(self) -> str:
         return (
@@ -93,7 +105,12 @@ class RunningMoments:
     @property
     def scatter(self) -> str:
         """Which products are kept."""
-        return "full" if self._moments.scatter == "shared" else "diag"
+        return "diag" if self._moments.scatter == "shared_diag" else "full"
+
+    @property
+    def fourth_order(self) -> bool:
+        """Whether what Ledoit-Wolf's shrinkage needs is kept."""
+        return self._moments.fourth_order
 
     @property
     def n_features_in_(self) -> int | None:
@@ -113,7 +130,8 @@ class RunningMoments:
     @property
     def scatter_(self) -> np.ndarray:
         """Sum of weighted products, or squares, around the mean."""
-        return self._moments.scatter_
+        held = self._moments.scatter_
+        return held[0] if self._moments.scatter == "per_class" and len(held) else held
 
     def _labels(self, X: object) -> np.ndarray:
         # What has no rows is refused by the check of X, in its own words.
@@ -272,7 +290,8 @@ class RunningMoments:
         moments : RunningMoments
         """
         inside = ClassMoments.from_arrays(arrays)
-        if inside.scatter not in _KINDS.values() or (inside.classes_ != 0).any():
+        full = inside.scatter in _KINDS.values() or inside.fourth_order
+        if not full or (inside.classes_ != 0).any():
             raise ValueError("These arrays hold labelled classes; read them with ClassMoments.")
         new = cls()
         new._moments = inside

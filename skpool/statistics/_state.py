@@ -41,15 +41,20 @@ class Moments:
     # (d, d) "shared" | (d,) "shared_diag" | (C, d) "diag" | C arrays (d, d) "per_class" | None.
     # Per-class matrices are separate arrays, so that an update copies only those it touches.
     scatter: np.ndarray | list | None
+    # Sums of |v|^2 v, (C, d), and of |v|^4, (C,), with v a row less the mean of its class; kept
+    # on demand, with "per_class".
+    third: np.ndarray | None = None
+    fourth: np.ndarray | None = None
 
 
-def empty_moments(n_features: int, scatter: str) -> Moments:
+def empty_moments(n_features: int, scatter: str, *, fourth_order: bool = False) -> Moments:
     """Return the moments of no rows."""
     d = n_features
     zeros = {"none": None, "per_class": [], "shared": np.zeros((d, d))}
     zeros |= {"diag": np.zeros((0, d)), "shared_diag": np.zeros(d)}
-    none = np.zeros(0)
-    return Moments(np.zeros(0, dtype=np.int64), none, none, np.zeros((0, d)), zeros[scatter])
+    none, rows = np.zeros(0), np.zeros((0, d))
+    higher = (rows, none) if fourth_order else (None, None)
+    return Moments(np.zeros(0, dtype=np.int64), none, none, rows, zeros[scatter], *higher)
 
 
 def _spread(values: np.ndarray, index: np.ndarray, n: int) -> np.ndarray:
@@ -64,6 +69,34 @@ def _union(a: np.ndarray, b: np.ndarray) -> np.ndarray:
     if len(a) == len(b) and (a == b).all():
         return a
     return np.union1d(a, b)
+
+
+def _moved(
+    count: float, scatter: np.ndarray, third: np.ndarray, fourth: float, a: np.ndarray
+) -> tuple[np.ndarray, float]:
+    """Third and fourth sums around another point, from which the mean lies at `a`."""
+    trace, square, along = np.trace(scatter), a @ a, scatter @ a
+    moved = third + trace * a + 2.0 * along + count * square * a
+    sums = fourth + 4.0 * (a @ along) + 4.0 * (a @ third)
+    return moved, sums + 2.0 * square * trace + count * square**2
+
+
+def _combined_higher(
+    held: Moments, other: Moments, i: np.ndarray, j: np.ndarray, means: np.ndarray, sign: float
+) -> tuple[np.ndarray | None, np.ndarray | None]:
+    """Third and fourth sums of held plus or minus other, around the means of the result."""
+    if held.third is None:
+        return None, None
+    third, fourth = np.zeros_like(means), np.zeros(len(means))
+    for part, at, factor in ((held, i, 1.0), (other, j, sign)):
+        for row, k in enumerate(at):
+            a = part.means[row] - means[k]
+            moved, sums = _moved(
+                part.counts[row], part.scatter[row], part.third[row], part.fourth[row], a
+            )
+            third[k] += factor * moved
+            fourth[k] += factor * sums
+    return third, fourth
 
 
 def merge_moments(
@@ -113,7 +146,8 @@ def merge_moments(
             total[k] = S
         for k, S, p, v in zip(j, other.scatter, pull, delta, strict=True):
             total[k] = S if total[k] is None else total[k] + S + p * np.outer(v, v)
-    return Moments(classes, counts, counts_sq, means, total)
+    higher = _combined_higher(held, other, i, j, means, 1.0)
+    return Moments(classes, counts, counts_sq, means, total, *higher)
 
 
 def _positions(held: Moments, other: Moments) -> np.ndarray:
@@ -193,7 +227,8 @@ def subtract_moments(
     keep = np.ones(len(counts), dtype=bool)
     keep[j[gone]] = False
     if not keep.any():
-        return replace(empty_moments(held.means.shape[1], scatter), classes=held.classes[:0])
+        none = empty_moments(held.means.shape[1], scatter, fourth_order=held.third is not None)
+        return replace(none, classes=held.classes[:0])
     if scatter == "none":
         total = None
     elif scatter == "shared":
@@ -214,7 +249,9 @@ def subtract_moments(
             total[k] = total[k] - S - p * np.outer(v, v)
         for k in j[~gone]:
             _refuse_negative(total[k], held.scatter[k])
-    return take_moments(Moments(held.classes, counts, counts_sq, means, total), keep, scatter)
+    higher = _combined_higher(held, other, np.arange(len(means)), j, means, -1.0)
+    after = Moments(held.classes, counts, counts_sq, means, total, *higher)
+    return take_moments(after, keep, scatter)
 
 
 def regroup_moments(held: Moments, labels: np.ndarray, scatter: str) -> Moments:
@@ -253,7 +290,10 @@ def regroup_moments(held: Moments, labels: np.ndarray, scatter: str) -> Moments:
         for g, S, n, v in zip(group, held.scatter, held.counts, delta, strict=True):
             part = S + n * np.outer(v, v)
             total[g] = part if total[g] is None else total[g] + part
-    return Moments(classes, counts, counts_sq, means, total)
+    none = empty_moments(means.shape[1], scatter, fourth_order=held.third is not None)
+    nothing = np.zeros(0, dtype=np.intp)
+    higher = _combined_higher(held, none, group, nothing, means, 1.0)
+    return Moments(classes, counts, counts_sq, means, total, *higher)
 
 
 def take_moments(held: Moments, keep: np.ndarray, scatter: str) -> Moments:
@@ -266,11 +306,15 @@ def take_moments(held: Moments, keep: np.ndarray, scatter: str) -> Moments:
     elif scatter == "diag":
         total = total[keep]
     parts = (held.classes, held.counts, held.counts_sq, held.means)
-    return Moments(*(part[keep] for part in parts), total)
+    higher = (None if part is None else part[keep] for part in (held.third, held.fourth))
+    return Moments(*(part[keep] for part in parts), total, *higher)
 
 
 def map_moments(held: Moments, A: np.ndarray, b: np.ndarray, scatter: str) -> Moments:
-    """Return the moments of the rows mapped to ``x @ A + b``, or ``x * A + b`` for a vector A."""
+    """Return the moments of the rows mapped to ``x @ A + b``, or ``x * A + b`` for a vector A.
+
+    Third and fourth sums are left behind: lengths after a map do not follow from them.
+    """
 
     def mapped(S: np.ndarray) -> np.ndarray:
         if scatter in ("diag", "shared_diag"):
@@ -292,6 +336,8 @@ def reweigh_moments(state: Moments, factors: np.ndarray, scatter: str) -> Moment
         held = [factor * matrix for factor, matrix in zip(factors, held, strict=True)]
     elif scatter == "diag":
         held = factors[:, None] * held
-    return replace(
-        state, counts=state.counts * factors, counts_sq=state.counts_sq * factors**2, scatter=held
-    )
+    higher = {}
+    if state.third is not None:
+        higher = {"third": factors[:, None] * state.third, "fourth": factors * state.fourth}
+    counts, squares = state.counts * factors, state.counts_sq * factors**2
+    return replace(state, counts=counts, counts_sq=squares, scatter=held, **higher)

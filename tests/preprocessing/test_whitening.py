@@ -402,9 +402,15 @@ def test_merge_equals_one_fit(X):
     np.testing.assert_allclose(b.covariance_, np.cov(X[90:].T), atol=1e-11)
 
 
-@pytest.mark.parametrize(
-    "options", [{"shrinkage": "ledoit_wolf"}, {"solver": "svd"}, {"solver": "gram"}]
-)
+def test_ledoit_wolf_learns_in_parts_and_forgets(X):
+    want = LedoitWolf().fit(X).shrinkage_
+    model = Whitening(shrinkage="ledoit_wolf").partial_fit(X[:70]).partial_fit(X[70:])
+    assert model.shrinkage_ == pytest.approx(want, rel=1e-12)
+    model.partial_fit(X[:30] + 5.0).forget(X[:30] + 5.0)
+    assert model.shrinkage_ == pytest.approx(want, rel=1e-9)
+
+
+@pytest.mark.parametrize("options", [{"solver": "svd"}, {"solver": "gram"}])
 @pytest.mark.parametrize("verb", ["partial_fit", "forget", "merge", "fit_moments"])
 def test_what_needs_all_rows_at_once_has_no_incremental_verbs(X, options, verb):
     model = Whitening(**options).fit(X)
@@ -526,7 +532,7 @@ def test_sweep_after_a_fit_to_few_rows_needs_them_no_more(decompositions, solver
         ({"n_components": 0}, "n_components"),
         ({"n_components": "few"}, "n_components='few'"),
         ({"n_groups": 3}, "does not divide"),
-        ({"shrinkage": "ledoit_wolf"}, "needs all rows at once; call fit"),
+        ({"shrinkage": "ledoit_wolf"}, "must be set before rows are learned; fit again"),
         ({"solver": "gram"}, "needs the rows for these parameters; call fit"),
     ],
     ids=str,

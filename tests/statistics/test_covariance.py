@@ -138,7 +138,7 @@ def test_single_rows_warn_and_give_zero():
         ({"kind": "full"}, "kind='full'"),
         ({"shrinkage": 1.5}, "from 0 to 1"),
         ({"shrinkage": "auto"}, "shrinkage='auto'"),
-        ({"shrinkage": "ledoit_wolf"}, "needs the rows"),
+        ({"shrinkage": "ledoit_wolf"}, "give the rows behind them"),
         ({"shrinkage": "ledoit_wolf", "X": np.ones((4, 3))}, "y is needed"),
         ({"shrinkage": "ledoit_wolf", "X": np.ones((4, 3)), "y": [0, 0, 0, 1]}, "not the rows"),
         ({"kind": "diag"}, 'scatter="diag"'),
