@@ -9,7 +9,7 @@ on them.
 """
 
 from collections.abc import Iterable
-from typing import Any, Self
+from typing import Any, ClassVar, Self
 
 import numpy as np
 import torch
@@ -60,7 +60,8 @@ def _fitted(
     empty: "IncrementalMixin", X: ArrayLike, y: object, sample_weight: object = None
 ) -> "IncrementalMixin":
     # Not `fit`: solving for weights that the next merge makes stale would be lost work.
-    return clone(empty).partial_fit(X, y, sample_weight=sample_weight)
+    weights = {} if sample_weight is None else {"sample_weight": sample_weight}
+    return clone(empty).partial_fit(X, y, **weights)
 
 
 class IncrementalMixin:
@@ -75,10 +76,13 @@ class IncrementalMixin:
     A subclass writes the hooks `_reset()` (start empty), `_update(X, y, sample_weight)`,
     `_seen_classes()` (labels that hold samples, sorted) and, where it can undo and combine,
     `_forget(X, y, sample_weight)`, `_forget_class(label)`, `_merge(other)` and
-    `_map_to(mapped, A, b)`. A hook replaces
-    attributes rather than changing what they hold, or changes one object, in one step that
-    itself happens wholly or not at all, as its last act; `_refresh` recomputes what is derived.
+    `_map_to(mapped, A, b)`. It names in `_solved_parameters` those that decide what is solved for
+    and predicted, not what is learned. A hook replaces attributes rather than changing what they
+    hold, or changes one object, in one step that itself happens wholly or not at all, as its last
+    act; `_refresh` recomputes what is derived.
     """
+
+    _solved_parameters: ClassVar[frozenset[str]] = frozenset()
 
     @_fit_context(prefer_skip_nested_validation=True)
     def fit(self, X: ArrayLike, y: object, sample_weight: object = None) -> Self:

@@ -132,6 +132,8 @@ class LinearDiscriminantClassifier(
         "covariance": [StrOptions({"shared", "shared_diag"})],
     }
 
+    _solved_parameters = frozenset({"shrinkage", "target", "priors", "n_components"})
+
     def __init__(
         self,
         shrinkage: float | str = "oas",

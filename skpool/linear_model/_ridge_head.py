@@ -127,6 +127,8 @@ class RidgeHeadClassifier(ClassScoresMixin, MomentsMixin, ClassifierMixin, BaseE
         "temperature": [StrOptions({"auto"}), Interval(Real, 0, None, closed="neither")],
     }
 
+    _solved_parameters = frozenset({"alpha", "alphas", "relative", "temperature"})
+
     def __init__(
         self,
         alpha: float | str = "gcv",

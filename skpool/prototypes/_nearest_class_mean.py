@@ -127,6 +127,8 @@ class NearestClassMeanClassifier(
         "shrinkage": [StrOptions({"oas"}), Interval(Real, 0, 1, closed="both"), None],
     }
 
+    _solved_parameters = frozenset({"normalize_means", "temperature", "priors", "shrinkage"})
+
     def __init__(
         self,
         metric: str = "cosine",

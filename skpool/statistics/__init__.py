@@ -4,6 +4,12 @@
 from skpool.statistics._class_moments import ClassMoments
 from skpool.statistics._combining import largest_difference, merge_all
 from skpool.statistics._covariance import Covariance, covariance_from_moments
+from skpool.statistics._folds import (
+    FoldMoments,
+    fold_indices,
+    fold_moments,
+    ridge_fold_errors,
+)
 from skpool.statistics._ridge_path import RidgePath
 from skpool.statistics._running_moments import RunningMoments
 from skpool.statistics._shards import ShardedMoments
@@ -12,11 +18,15 @@ from skpool.statistics._symmetric_factor import SymmetricFactor
 __all__ = [
     "ClassMoments",
     "Covariance",
+    "FoldMoments",
     "RidgePath",
     "RunningMoments",
     "ShardedMoments",
     "SymmetricFactor",
     "covariance_from_moments",
+    "fold_indices",
+    "fold_moments",
     "largest_difference",
     "merge_all",
+    "ridge_fold_errors",
 ]
