@@ -484,7 +484,7 @@ def _held_out_errors(
 ) -> np.ndarray:
     _, mean, scatter, cross, share = _regression(rest, classes)
     count, part_mean, part_scatter, part_cross, part_share = _regression(part, classes)
-    values, vectors = scipy.linalg.eigh(scatter, check_finite=False)
+    values, vectors = scipy.linalg.eigh(scatter, driver="evd", check_finite=False)
     scale = np.trace(scatter) / len(mean) if relative else 1.0
     inverse = 1.0 / (np.maximum(values, 0.0) + lambdas[:, None] * scale)
     weights = vectors.T @ cross

@@ -48,7 +48,7 @@ def _decomposed(
     target_mean: np.ndarray,
     target_squares: np.ndarray,
 ) -> _Problem:
-    values, vectors = scipy.linalg.eigh(scatter, check_finite=False)
+    values, vectors = scipy.linalg.eigh(scatter, driver="evd", check_finite=False)
     values = np.maximum(values, 0.0)
     trace = float(np.trace(scatter))
     projected = vectors.T @ cross
@@ -61,7 +61,7 @@ def _from_few_rows(rows: np.ndarray, targets: np.ndarray, weights: np.ndarray) -
     mean, target_mean = weights @ rows / n, weights @ targets / n
     root = np.sqrt(weights)[:, None]
     centred, shifted = root * (rows - mean), root * (targets - target_mean)
-    values, left = scipy.linalg.eigh(centred @ centred.T, check_finite=False)
+    values, left = scipy.linalg.eigh(centred @ centred.T, driver="evd", check_finite=False)
     keep = values > max(values[-1], 0.0) * max(rows.shape) * np.finfo(np.float64).eps
     values, left = values[keep], left[:, keep]
     vectors = centred.T @ (left / np.sqrt(values))

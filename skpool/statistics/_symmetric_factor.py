@@ -106,7 +106,7 @@ class SymmetricFactor:
                     f"An eigendecomposition of width {len(self._A)} is refused (above "
                     f"{_MAX_WIDTH}); take fewer features, or one penalty at a time."
                 )
-            self._eigen = scipy.linalg.eigh(self._A, check_finite=False)
+            self._eigen = scipy.linalg.eigh(self._A, driver="evd", check_finite=False)
         return self._eigen
 
     @property
