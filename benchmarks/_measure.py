@@ -35,6 +35,13 @@ def spread(values: np.ndarray) -> str:
     return f"{np.median(values):.3f} ({values.min():.3f} to {values.max():.3f})"
 
 
+def peak_memory() -> float:
+    """Largest resident memory of this process so far, in MB, on Linux."""
+    # Not `ru_maxrss`, which a process inherits from the one that started it.
+    status = Path("/proc/self/status").read_text()
+    return int(status.split("VmHWM:")[1].split()[0]) / 1024
+
+
 def header(threads: int) -> str:
     """Versions and the machine, for the top of every table."""
     names = ("scikit-learn", "torch", "numpy", "Pillow", "faiss-cpu")

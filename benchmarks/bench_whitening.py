@@ -12,7 +12,6 @@ fresh process needs on top of the rows, at its peak.
 """
 
 import argparse
-import resource
 import subprocess
 import sys
 import tempfile
@@ -21,7 +20,7 @@ from pathlib import Path
 
 import numpy as np
 import torch
-from _measure import header, rounds, spread
+from _measure import header, peak_memory, rounds, spread
 from sklearn.base import BaseEstimator
 from sklearn.decomposition import PCA
 from sklearn.model_selection import GridSearchCV
@@ -99,14 +98,14 @@ def error_of(model: BaseEstimator, X: np.ndarray) -> float:
 def print_memory(name: str, file: str) -> None:
     """Fit in this fresh process and print the growth of its peak, in MB."""
     X = np.load(file)
-    fresh_fit(Whitening(), X[:2000].copy())  # what libraries allocate once
-    before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    fresh_fit((ALL | FEW)[name].__class__(), X[:500, :32].copy())  # what libraries allocate once
+    before = peak_memory()
     fresh_fit((ALL | FEW)[name], X)
-    print((resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before) / 1024)
+    print(peak_memory() - before)
 
 
 def memory_of(name: str, file: Path) -> float:
-    """The same from outside; Linux counts in KB."""
+    """The same from outside."""
     arguments = ["--features", str(options.features), "--few", str(options.few)]
     command = [sys.executable, __file__, *arguments, "--memory-of", name, str(file)]
     done = subprocess.run(command, check=True, capture_output=True, text=True)
