@@ -278,6 +278,10 @@ class IncrementalMixin:
         """Return True; subclasses raise AttributeError where their parameters need all rows."""
         return True
 
+    def _learning_sees_nan(self) -> bool:
+        """Tell whether NaN and infinity in X show in what is learned, without another read."""
+        return False
+
     def _can_map(self) -> bool:
         """Tell whether what was learned can be mapped; subclasses narrow it."""
         return True
@@ -307,7 +311,7 @@ class IncrementalMixin:
         self, X: ArrayLike, y: object, sample_weight: object, *, reset: bool
     ) -> tuple[ArrayLike, np.ndarray, np.ndarray | None]:
         """Check rows, labels and weights; rows of weight 0 are left out."""
-        X = validate_vectors(self, X, reset=reset)
+        X = validate_vectors(self, X, reset=reset, finite=not self._learning_sees_nan())
         y = _labels(y, n_samples=len(X))
         if sample_weight is None:
             return X, y, None
@@ -450,6 +454,10 @@ class MomentsMixin(IncrementalMixin):
     def _prepared_row_bytes(self) -> int:
         """Memory that preparing one row takes; 0 where rows are taken as they come."""
         return 0
+
+    def _learning_sees_nan(self) -> bool:
+        # Prepared rows are other rows, in other blocks: what is wrong in X would be misnamed.
+        return self._prepared_row_bytes() == 0
 
     def _changed(
         self, method: str, X: ArrayLike, y: np.ndarray, sample_weight: np.ndarray | None

@@ -24,13 +24,13 @@ from skpool.utils import (
     widened,
 )
 
-__all__ = ["BaseRowMap", "placed_rows_of", "rows_of"]
+__all__ = ["BaseRowMap", "is_tokens", "placed_rows_of", "rows_of"]
 
 # Rows of an array at a time, where something is learned: half precision is widened by the block.
 _BLOCK_ROWS = 8192
 
 
-def _is_tokens(X: object) -> bool:
+def is_tokens(X: object) -> bool:
     """Whether X has an axis of tokens: a TokenArray, rank 3 or more, or a list of (L_i, d)."""
     if isinstance(X, TokenArray):
         return True
@@ -95,7 +95,7 @@ class BaseRowMap(TransformerMixin, BaseEstimator, auto_wrap_output_keys=None):
         self : estimator
         """
         with unchanged_on_error(self):
-            X = self._checked(X, reset=True)
+            X = self._checked_to_learn(X, reset=True)
             self._check_parameters(self.n_features_in_)
             self._learn(X)
         return self
@@ -145,7 +145,11 @@ class BaseRowMap(TransformerMixin, BaseEstimator, auto_wrap_output_keys=None):
         return as_given(mapped, given)
 
     def _checked(self, X: object, *, reset: bool) -> ArrayLike | TokenArray:
-        return (validate_tokens if _is_tokens(X) else validate_vectors)(self, X, reset=reset)
+        return (validate_tokens if is_tokens(X) else validate_vectors)(self, X, reset=reset)
+
+    def _checked_to_learn(self, X: object, *, reset: bool) -> ArrayLike | TokenArray:
+        """The same for rows to learn from; what they are learned by may see NaN by itself."""
+        return self._checked(X, reset=reset)
 
     def _map_tokens(self, tokens: torch.Tensor, mask: torch.Tensor | None) -> torch.Tensor:
         tokens = widened(tokens)

@@ -63,7 +63,7 @@ class BaseMomentMap(BaseRowMap):
         """
         with unchanged_on_error(self):
             first = not hasattr(self, "moments_")
-            X = self._checked(X, reset=first)
+            X = self._checked_to_learn(X, reset=first)
             self._check_parameters(self.n_features_in_)
             if not first:
                 self._check_more(X)
@@ -86,7 +86,7 @@ class BaseMomentMap(BaseRowMap):
             If the call fails, the estimator stays as it was.
         """
         check_is_fitted(self)
-        X = self._checked(X, reset=False)
+        X = self._checked_to_learn(X, reset=False)
         self.moments_, self._solution = self.moments_ - self._moments_of(X), None
         return self
 

@@ -18,7 +18,7 @@ from sklearn.utils._param_validation import Interval, RealNotInt, StrOptions
 from sklearn.utils.metaestimators import available_if
 from sklearn.utils.validation import check_is_fitted
 
-from skpool.preprocessing._base import rows_of
+from skpool.preprocessing._base import is_tokens, rows_of
 from skpool.preprocessing._kernels import l2_normalize
 from skpool.preprocessing._moment_map import BaseMomentMap
 from skpool.preprocessing._whitening_kernels import (
@@ -319,6 +319,12 @@ class Whitening(ClassNamePrefixFeaturesOutMixin, BaseMomentMap):
             )
 
     # Learning: moments, then the decomposition of their covariance, then the map.
+
+    def _checked_to_learn(self, X: object, *, reset: bool) -> ArrayLike | TokenArray:
+        if is_tokens(X):
+            return self._checked(X, reset=reset)
+        # The moments of rows show NaN, without another read of the rows.
+        return validate_vectors(self, X, reset=reset, finite=False)
 
     def _moments_of(self, X: ArrayLike | TokenArray, scatter: str = "full") -> RunningMoments:
         lazy = isinstance(X, TokenArray)

@@ -105,7 +105,12 @@ def _validate_tensor(
 
 
 def validate_vectors(
-    estimator: BaseEstimator, X: ArrayLike, *, reset: bool = True, min_samples: int = 1
+    estimator: BaseEstimator,
+    X: ArrayLike,
+    *,
+    reset: bool = True,
+    min_samples: int = 1,
+    finite: bool = True,
 ) -> ArrayLike:
     """Check feature vectors and remember or compare their width.
 
@@ -118,6 +123,9 @@ def validate_vectors(
         Whether this call defines the width.
     min_samples : int, default=1
         Fewest rows accepted.
+    finite : bool, default=True
+        Whether NaN and infinity are refused here, at the cost of one read of X; moments see them
+        in their sums.
 
     Returns
     -------
@@ -150,7 +158,8 @@ def validate_vectors(
                 ensure_all_finite=False,
                 ensure_min_samples=min_samples,
             )
-        check_finite(X)
+        if finite:
+            check_finite(X)
     return X
 
 
