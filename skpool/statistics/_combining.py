@@ -58,8 +58,8 @@ def largest_difference(a: ClassMoments | RunningMoments, b: ClassMoments | Runni
 
     Parameters
     ----------
-    a, b : ClassMoments or RunningMoments
-        Of one kind.
+    a, b : ClassMoments, RunningMoments or FoldMoments
+        Of one kind; of folds, the largest of the folds' differences counts.
 
     Returns
     -------
@@ -75,6 +75,9 @@ def largest_difference(a: ClassMoments | RunningMoments, b: ClassMoments | Runni
     >>> largest_difference(RunningMoments().update(one), RunningMoments().update(two))
     0.5555555555555556
     """
+    if hasattr(a, "parts_") and hasattr(b, "parts_"):
+        pairs = zip(a.parts_, b.parts_, strict=True)
+        return max(largest_difference(*pair) for pair in pairs)
     if type(a) is not type(b) or a.scatter != b.scatter:
         raise TypeError(
             f"Moments of different kinds, {a!r} and {b!r}, cannot be compared; keep the same "

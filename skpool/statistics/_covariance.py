@@ -16,7 +16,7 @@ from skpool.statistics._kernels import higher_moments
 from skpool.statistics._running_moments import RunningMoments
 from skpool.utils import ArrayLike, as_tensor, check_finite, check_labels
 
-__all__ = ["Covariance", "covariance_from_moments"]
+__all__ = ["Covariance", "covariance_from_moments", "oas_shrinkage"]
 
 _KINDS = ("shared", "shared_diag", "diag")
 # Variances below this share of their mean are raised to it, so that they can be divided by.
@@ -129,14 +129,15 @@ def covariance_from_moments(
 
 
 def _pooled(moments: ClassMoments, kind: str) -> np.ndarray:
-    held = moments.scatter_
+    # Not `scatter_`, which would stack matrices that are added up here.
+    held = moments._state.scatter
     full = moments.scatter in ("shared", "per_class")
     if held is None or (kind == "shared" and not full):
         raise ValueError(
             f"kind={kind!r} cannot be computed from moments with scatter={moments.scatter!r}."
         )
     if moments.scatter in ("per_class", "diag"):
-        held = held.sum(axis=0)
+        held = sum(held[1:], start=held[0])
     return np.diagonal(held) if full and kind == "shared_diag" else held
 
 
@@ -177,6 +178,29 @@ def _fixed(shrinkage: float | str | None, kind: str) -> float:
     return float(share)
 
 
+def oas_shrinkage(C: np.ndarray, n: float) -> float:
+    """Return the share of the identity that the oracle approximating shrinkage gives.
+
+    Parameters
+    ----------
+    C : ndarray of shape (n_features, n_features)
+        Covariance, times any factor.
+    n : float
+        Rows behind it.
+
+    Returns
+    -------
+    share : float
+        Between 0 and 1, in scikit-learn's form of the formula.
+    """
+    d = len(C)
+    if d == 1:
+        return 0.0
+    squares, mean = float((C**2).sum()) / d**2, float(np.trace(C)) / d
+    below = (n + 1) * (squares - mean**2 / d)
+    return 1.0 if below <= 0 else min(1.0, (squares + mean**2) / below)
+
+
 def _share(
     moments: ClassMoments,
     C: np.ndarray,
@@ -193,9 +217,7 @@ def _share(
         return 0.0
     squares, mean = float((C**2).sum()), float(np.trace(C)) / d
     if shrinkage == "oas":
-        above = squares / d**2 + mean**2
-        below = (n + 1) * (squares / d**2 - mean**2 / d)
-        return 1.0 if below <= 0 else min(1.0, above / below)
+        return oas_shrinkage(C, n)
     spread = squares / d - mean**2
     fourth = _fourth(moments, X, y)
     error = min(spread, (fourth / n - squares) / (n * d))

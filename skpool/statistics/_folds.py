@@ -7,7 +7,7 @@ and the errors of a ridge regression follow when the rows are gone.
 """
 
 import zlib
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 
 import numpy as np
 import scipy.linalg
@@ -17,7 +17,7 @@ from sklearn.model_selection import BaseCrossValidator, check_cv
 from skpool.statistics._checks import check_rows, check_weights
 from skpool.statistics._class_moments import ClassMoments
 from skpool.statistics._combining import merge_all
-from skpool.utils import ArrayLike, as_tensor
+from skpool.utils import ArrayLike, as_tensor, check_finite
 
 __all__ = ["FoldMoments", "fold_indices", "fold_moments", "ridge_fold_errors"]
 
@@ -33,6 +33,8 @@ class FoldMoments:
     n_folds : int, default=3
         Folds, at least 2.
     scatter : {"none", "shared", "per_class", "diag", "shared_diag"}, default="shared"
+        See :class:`ClassMoments`.
+    product_dtype : {"auto", "float32", "float64"}, default="auto"
         See :class:`ClassMoments`.
 
     Attributes
@@ -68,12 +70,12 @@ class FoldMoments:
            [8., 9.]])
     """
 
-    def __init__(self, n_folds: int = 3, scatter: str = "shared"):
+    def __init__(self, n_folds: int = 3, scatter: str = "shared", *, product_dtype: str = "auto"):
         if isinstance(n_folds, bool) or not isinstance(n_folds, (int, np.integer)) or n_folds < 2:
             raise ValueError(
                 f"n_folds={n_folds!r} is not valid; give a whole number of at least 2."
             )
-        self._parts = [ClassMoments(scatter) for _ in range(n_folds)]
+        self._parts = [ClassMoments(scatter, product_dtype=product_dtype) for _ in range(n_folds)]
 
     def __repr__(self) -> str:
         return f"FoldMoments(n_folds={len(self._parts)}, scatter={self.scatter!r})"
@@ -108,6 +110,11 @@ class FoldMoments:
     def scatter(self) -> str:
         """Which products are kept."""
         return self._parts[0].scatter
+
+    @property
+    def product_dtype(self) -> str:
+        """Type in which rows are multiplied."""
+        return self._parts[0].product_dtype
 
     @property
     def parts_(self) -> list[ClassMoments]:
@@ -148,6 +155,8 @@ class FoldMoments:
         self, method: str, X: ArrayLike, y: ArrayLike, sample_weight: object, groups: object
     ) -> "FoldMoments":
         X = check_rows(X, self.n_features_in_)
+        # A fold would name the row by its place in the fold.
+        check_finite(X)
         y = _on_host(y)
         weights = check_weights(sample_weight, len(X))
         folds = _named_folds(X, groups, len(self._parts))
@@ -259,6 +268,25 @@ class FoldMoments:
             for part in self._parts
         ]
         return self
+
+    def reweighted(self, class_weight: Mapping) -> "FoldMoments":
+        """Return the moments of the same rows with the weights of some classes multiplied.
+
+        Parameters
+        ----------
+        class_weight : dict
+            Label to factor, above 0; classes that are not in it keep their weights.
+
+        Returns
+        -------
+        folds : FoldMoments
+            A new object.
+        """
+        parts = []
+        for part in self._parts:
+            held = set(part.classes_.tolist())
+            parts.append(part.reweighted({c: w for c, w in class_weight.items() if c in held}))
+        return FoldMoments.of_parts(parts)
 
     def affine(self, A: ArrayLike, b: ArrayLike | None = None) -> "FoldMoments":
         """Return the moments of the rows mapped to ``x @ A + b``.

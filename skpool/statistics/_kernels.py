@@ -29,6 +29,8 @@ _NARROW = 256
 # summed up too, and enough to keep its threads busy. Wide rows take more, since the d x d sums are
 # read and written every time.
 _CHUNK_BYTES = 3 * 2**20
+# Sums of squares below this are of numbers whose squares float32 may have rounded away.
+_LEAST_SQUARES = 1e-25
 # The terms between means are multiplied in float32 from so many rows on.
 _MANY_MEANS = 512
 # Rows that the reference point of a single class is the mean of, taken from all over the batch.
@@ -60,6 +62,13 @@ def outer_sum(rows: np.ndarray, dtype: torch.dtype = torch.float64) -> np.ndarra
 def _wide(device: torch.device) -> torch.dtype:
     # Apple's GPUs have no float64.
     return torch.float32 if device.type == "mps" else torch.float64
+
+
+def _widened(rows: torch.Tensor, wide: torch.dtype) -> torch.Tensor:
+    if rows.device.type != "cpu":
+        return rows.to(wide)
+    # By numpy, in one thread: torch's threads would wait for each other at every chunk.
+    return torch.from_numpy(rows.numpy().astype(np.float64, copy=False))
 
 
 def _add_by_class(out: torch.Tensor, codes: np.ndarray, rows: torch.Tensor) -> None:
@@ -217,11 +226,18 @@ class _Accumulator:
             ones = torch.ones(len(rows), dtype=rows.dtype, device=rows.device)
             self.sums[0] += rows.T @ (ones if weights is None else weights.to(rows.dtype))
             return
-        plain = rows.to(self.sums.dtype)
+        plain = _widened(rows, self.sums.dtype)
         weighted = plain if weights is None else plain * weights[:, None]
         _add_by_class(self.sums, codes, weighted)
         if self.squares is not None:
             _add_by_class(self.squares, codes, weighted * plain)
+
+    def is_in_range(self) -> bool:
+        """Tell whether squares in float32 have kept their digits, as far as their sums say."""
+        if self.diagonal is None:
+            return True
+        squares = float(self.diagonal.sum())
+        return _LEAST_SQUARES < squares < np.inf
 
     def is_finite(self) -> bool:
         parts = (self.sums, self.squares, self.gram, self.diagonal)
@@ -254,6 +270,26 @@ class _Accumulator:
         if self.kind == "shared":
             return held[0] - outer_sum(excess, self.dtype)
         return [g - np.outer(e, e) for g, e in zip(held, excess, strict=True)]
+
+
+def _summed(
+    tensor: torch.Tensor,
+    codes: np.ndarray,
+    reference: np.ndarray,
+    weights: np.ndarray | None,
+    scatter: str,
+    dtype: torch.dtype,
+    block_rows: int,
+) -> _Accumulator:
+    sums = _Accumulator(len(reference), reference, scatter, dtype, tensor.device)
+    w = None
+    if weights is not None:
+        w = as_tensor(weights).to(device=tensor.device, dtype=sums.sums.dtype)
+    with full_float32():
+        sums.start(tensor)
+        for part in _blocks(codes, scatter, block_rows):
+            sums.add(tensor[part], codes[part], None if w is None else w[part])
+    return sums
 
 
 def batch_moments(
@@ -298,23 +334,17 @@ def batch_moments(
         NaN or infinity in X, or products that overflow.
     """
     tensor = as_tensor(X)
-    dtype = _wide(tensor.device) if dtype == torch.float64 else dtype
-    sums = _Accumulator(len(reference), reference, scatter, dtype, tensor.device)
-    w = None
-    if weights is not None:
-        w = as_tensor(weights).to(device=tensor.device, dtype=sums.sums.dtype)
-    with full_float32():
-        sums.start(tensor)
-        for part in _blocks(codes, scatter, block_rows):
-            sums.add(tensor[part], codes[part], None if w is None else w[part])
+    wide = _wide(tensor.device)
+    dtype = wide if dtype == torch.float64 else dtype
+    sums = _summed(tensor, codes, reference, weights, scatter, dtype, block_rows)
+    if dtype != wide and not sums.is_in_range():
+        # Squares of numbers below 1e-19 are nothing in float32, and of those above 1e19 infinite.
+        sums = _summed(tensor, codes, reference, weights, scatter, wide, block_rows)
     if not sums.is_finite():
         # One NaN or infinity reaches the sums, so good rows are never looked at twice.
         check_finite(X)
-        remedy = ', or set product_dtype="float64"' if dtype == torch.float32 else ""
-        raise ValueError(
-            f"The products of X overflow in {str(dtype).removeprefix('torch.')}; scale X "
-            f"down{remedy}."
-        )
+        name = str(sums.sums.dtype).removeprefix("torch.")
+        raise ValueError(f"The products of X overflow in {name}; scale X down.")
     counts = np.bincount(codes, weights=weights, minlength=len(reference)).astype(np.float64)
     return (counts, *sums.finish(counts))
 

@@ -72,6 +72,23 @@ def _from_few_rows(rows: np.ndarray, targets: np.ndarray, weights: np.ndarray) -
     )
 
 
+def _of_joined(moments: RunningMoments, n_targets: int | None) -> _Problem:
+    """The same from the moments of rows with their targets joined to them."""
+    width = moments.n_features_in_ or 0
+    if n_targets is None or not 0 < n_targets < width or moments.scatter != "full":
+        raise ValueError(
+            f"n_targets={n_targets!r} is not valid for moments of {width} columns with "
+            f"scatter={moments.scatter!r}; give how many of the last columns are targets, and keep "
+            'scatter="full".'
+        )
+    d = width - n_targets
+    scatter, mean = moments.scatter_, moments.mean_
+    squares = np.diagonal(scatter)[d:]
+    return _decomposed(
+        moments.n_samples, mean[:d], scatter[:d, :d], scatter[:d, d:], mean[d:], squares
+    )
+
+
 def _targets_of(Y: object, n_rows: int) -> np.ndarray:
     Y = Y.detach().cpu().numpy() if isinstance(Y, torch.Tensor) else np.asarray(Y)
     Y = Y.astype(np.float64, copy=False)
@@ -188,23 +205,28 @@ class RidgePath:
 
     def fit_moments(
         self,
-        moments: ClassMoments,
+        moments: ClassMoments | RunningMoments,
         X: ArrayLike | None = None,
         y: ArrayLike | None = None,
         sample_weight: ArrayLike | None = None,
+        *,
+        n_targets: int | None = None,
     ) -> "RidgePath":
-        """Decompose the moments of classes, whose targets are one-hot.
+        """Decompose the moments of classes, whose targets are one-hot, or of rows and targets.
 
         Parameters
         ----------
-        moments : ClassMoments
-            With full scatters; columns of targets are in the order of ``moments.classes_``.
+        moments : ClassMoments or RunningMoments
+            With full scatters. Of classes, columns of targets are in the order of
+            ``moments.classes_``; of unlabelled rows, the last `n_targets` columns are targets.
         X : ndarray or tensor of shape (n_samples, n_features), default=None
             The rows behind the moments, for scores that need them.
         y : array-like of shape (n_samples,), default=None
             Their labels.
         sample_weight : array-like of shape (n_samples,), default=None
             Their weights.
+        n_targets : int, default=None
+            For RunningMoments: the number of targets joined to the rows.
 
         Returns
         -------
@@ -215,6 +237,8 @@ class RidgePath:
                 "fit_intercept=False is not possible with moments, which are centred; give rows "
                 "to fit, or set fit_intercept=True."
             )
+        if isinstance(moments, RunningMoments):
+            return self._solve(_of_joined(moments, n_targets), None)
         n, mean, scatter = moments.total()
         if scatter is None or scatter.ndim != 2:
             raise ValueError(
@@ -260,7 +284,7 @@ class RidgePath:
 
     def _solve(self, problem: _Problem, rows: tuple | None) -> "RidgePath":
         self._held = problem
-        self.alphas_ = self._sorted_alphas()
+        self.alphas_ = self.sorted_alphas()
         scale = problem.trace / len(problem.mean) if self.relative else 1.0
         self.lambdas_ = self.alphas_ * scale
         self.scoring_ = self._resolved_scoring(rows)
@@ -271,7 +295,13 @@ class RidgePath:
         self.coef_, self.intercept_ = self._coefficients(self.lambdas_[best])
         return self
 
-    def _sorted_alphas(self) -> np.ndarray:
+    def sorted_alphas(self) -> np.ndarray:
+        """Return the penalties that are tried, ascending.
+
+        Returns
+        -------
+        alphas : ndarray of shape (n_alphas,)
+        """
         if isinstance(self.alphas, str):
             check_option("alphas", self.alphas, ("auto",))
             return np.logspace(-6, 2, 17)

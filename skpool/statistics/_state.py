@@ -28,6 +28,8 @@ __all__ = [
 _COUNT_RTOL = 1e-12
 # Relative rounding of float32 products, against the scatter before a removal.
 _SCATTER_RTOL = 1e-6
+# The mean of what is left of a class, of which much was removed, against its length.
+_MEAN_RTOL = 1e-2
 
 
 @dataclass(frozen=True)
@@ -190,6 +192,34 @@ def _refuse_negative(after: np.ndarray, before: np.ndarray) -> None:
         )
 
 
+def _refuse_other_mean(
+    held: Moments, other: Moments, scatter: str, j: np.ndarray, gone: np.ndarray
+) -> None:
+    """Refuse rows that are as many as a class holds and have another mean.
+
+    Where classes share a scatter, the wrong rows would leave it wrong, without a sign.
+    """
+    ours, theirs = held.means[j][gone], other.means[gone]
+    apart = np.linalg.norm(ours - theirs, axis=1)
+    lengths = np.linalg.norm(ours, axis=1) + np.linalg.norm(theirs, axis=1)
+    # Means may cancel to nothing but rounding: then the spread says how far apart is far.
+    if isinstance(other.scatter, list):
+        squares = np.array([np.trace(S) for S in other.scatter])[gone] / other.counts[gone]
+    elif scatter == "diag":
+        squares = other.scatter[gone].sum(axis=1) / other.counts[gone]
+    else:
+        shared = other.scatter.sum() if other.scatter.ndim == 1 else np.trace(other.scatter)
+        squares = shared / other.counts.sum()
+    spread = np.sqrt(np.maximum(squares, 0.0))
+    wrong = (apart > _MEAN_RTOL * lengths) & (apart > _MEAN_RTOL * spread)
+    if wrong.any():
+        raise ValueError(
+            f"As many rows of class {other.classes[gone][wrong][0].item()!r} are to be removed as "
+            "are held, but their mean is another, so they had never been added; nothing was "
+            "changed."
+        )
+
+
 def subtract_moments(
     held: Moments, other: Moments, scatter: str, dtype: torch.dtype = torch.float64
 ) -> Moments:
@@ -218,6 +248,8 @@ def subtract_moments(
     rest = n - m
     gone = rest <= n * _COUNT_RTOL
     safe = np.where(gone, 1.0, rest)
+    if scatter != "none":
+        _refuse_other_mean(held, other, scatter, j, gone)
     delta = other.means - held.means[j]
     pull = np.where(gone, 0.0, n * m / safe)
     counts, counts_sq, means = held.counts.copy(), held.counts_sq.copy(), held.means.copy()

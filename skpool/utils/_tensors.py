@@ -99,6 +99,10 @@ def widened(X: torch.Tensor) -> torch.Tensor:
     return X.float() if X.dtype in (torch.float16, torch.bfloat16) else X
 
 
+# Lengths whose squares neither overflow nor vanish in float32.
+_SAFE_NORMS = (1e-15, 1e15)
+
+
 def unit_rows(X: torch.Tensor) -> torch.Tensor:
     """Return X with its last axis divided by its Euclidean norm.
 
@@ -120,6 +124,11 @@ def unit_rows(X: torch.Tensor) -> torch.Tensor:
     tensor([[0.6000, 0.8000],
             [0.0000, 0.0000]])
     """
+    if X.dtype == torch.float32 and X.device.type == "cpu":
+        # Squares of usual lengths fit into float32, in a fraction of the time.
+        norms = torch.linalg.vector_norm(X, dim=-1, keepdim=True)
+        if bool(((norms > _SAFE_NORMS[0]) & (norms < _SAFE_NORMS[1])).all()):
+            return X / norms
     wide = torch.float32 if X.device.type == "mps" else torch.float64
     if X.dtype == wide:
         # Squares of float32 fit into float64; squares of float64 fit into nothing wider.

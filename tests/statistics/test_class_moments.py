@@ -450,10 +450,10 @@ def test_refused_update_changes_nothing(kind, case):
     assert snapshot(moments) == before
 
 
-def test_float32_products_that_overflow_are_refused():
+def test_products_that_overflow_are_refused():
     X, y = data(20, 3)
-    with pytest.raises(ValueError, match="overflow in float32"):
-        ClassMoments(product_dtype="float32").update(X * 1e30, y)
+    with pytest.raises(ValueError, match="overflow in float64"):
+        ClassMoments().update(X * 1e200, y)
 
 
 def test_refused_first_update_leaves_it_empty():
@@ -598,3 +598,31 @@ def test_arrays_handed_out_never_change():
 def test_unknown_options_are_refused(options, error):
     with pytest.raises(error, match=next(iter(options))):
         ClassMoments(**options)
+
+
+@pytest.mark.parametrize("scale", [1e-25, 1e-19, 1e18, 1e25])
+@pytest.mark.parametrize("kind", ["shared", "per_class", "diag"])
+def test_float32_rows_of_any_size_keep_their_scatter(scale, kind):
+    X, y = data(400, 300, dtype=np.float32)
+    moments = ClassMoments(kind).update(X * np.float32(scale), y)
+    want = ClassMoments(kind, product_dtype="float64").update(X.astype(np.float64), y)
+    got = moments.scatter_ / scale**2
+    np.testing.assert_allclose(got, want.scatter_, atol=1e-5 * np.abs(want.scatter_).max())
+
+
+@pytest.mark.parametrize("kind", ["shared", "shared_diag"])
+def test_as_many_other_rows_as_a_class_holds_are_refused(kind):
+    X, y = data(90, 4, 3)
+    moments = ClassMoments(kind).update(X, y)
+    before = moments.to_arrays()
+    with pytest.raises(ValueError, match="their mean is another"):
+        moments.downdate(0.5 * X[y == 2] + 50.0, y[y == 2])
+    assert all(np.array_equal(before[k], v) for k, v in moments.to_arrays().items())
+
+
+def test_rows_whose_mean_is_rounding_are_removed():
+    X, _ = data(100, 300, 1, dtype=np.float32)
+    X = np.vstack([X, -X]) / 3
+    moments = ClassMoments("shared").update(X, np.zeros(200, int)).update(X + 5, np.ones(200, int))
+    moments.downdate(X[::-1], np.zeros(200, int))
+    assert moments.classes_.tolist() == [1]
