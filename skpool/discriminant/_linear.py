@@ -5,8 +5,9 @@ It keeps the moments of the classes and solves one linear system for its weights
 partition of the rows gives the same classifier, and rows can be forgotten.
 """
 
+import warnings
 from numbers import Integral, Real
-from typing import NamedTuple
+from typing import NamedTuple, Self
 
 import numpy as np
 from sklearn.base import (
@@ -20,10 +21,25 @@ from sklearn.utils._param_validation import Interval, StrOptions
 from sklearn.utils.validation import check_is_fitted
 
 from skpool.base import ClassScoresMixin, MomentsMixin, log_priors, spread_columns
+from skpool.discriminant._leave_one_out import LeftOut, leave_one_out_distances, loo_accuracies
 from skpool.statistics import ClassMoments, SymmetricFactor, covariance_from_moments
-from skpool.utils import ArrayLike, apply_affine, as_tensor, numpy_or_tensor, validate_vectors
+from skpool.utils import (
+    ArrayLike,
+    apply_affine,
+    as_tensor,
+    check_finite,
+    numpy_or_tensor,
+    unchanged_on_error,
+    validate_vectors,
+)
 
 __all__ = ["LinearDiscriminantClassifier", "make_slda"]
+
+# Shrinkages that follow from the rows.
+_FROM_ROWS = ("ledoit_wolf", "loo")
+_SHRINKAGES = np.logspace(-4, 0, 13)
+# Shrinkages from here on lie far above what float32 rounds off a product.
+_SAFE_SHRINKAGE = 1e-3
 
 
 class _Discriminant(NamedTuple):
@@ -56,12 +72,16 @@ class LinearDiscriminantClassifier(
 
     Parameters
     ----------
-    shrinkage : float, "oas" or "ledoit_wolf", default="oas"
+    shrinkage : float, "oas", "ledoit_wolf" or "loo", default="oas"
         Share of the target in the covariance. "oas" [1]_ follows from the moments. "ledoit_wolf"
-        [2]_ needs the rows, hence `fit`.
+        [2]_ and "loo", the best of `shrinkages` by the accuracy of predictions that leave one out,
+        need the rows, hence `fit`.
     target : {"identity", "unit", "diag"}, default="identity"
         What the covariance is shrunk towards: the identity times the mean variance; the identity
-        itself, as streaming LDA does [3]_; or its own diagonal. The last two need a number.
+        itself, as streaming LDA does [3]_; or its own diagonal. The last two need a number or
+        "loo".
+    shrinkages : array-like of shape (n_shrinkages,) or "auto", default="auto"
+        Numbers from 0 to 1 that "loo" tries; "auto" takes 13 from 1e-4 to 1, evenly in logarithm.
     priors : {"empirical", "uniform"} or array-like of shape (n_classes,), default="empirical"
         Priors of the classes, in sorted order.
     n_components : int, default=None
@@ -83,6 +103,9 @@ class LinearDiscriminantClassifier(
         Shrunk, with divisor n.
     shrinkage_ : float
         Share of the target in it.
+    scores_ : ndarray of shape (n_shrinkages,) or None
+        Accuracies of the `shrinkages` that "loo" tried, in ascending order of these; None
+        otherwise. Of equal ones the largest shrinkage is taken.
     explained_variance_ratio_ : ndarray of shape (n_components,)
         Shares of the variance between classes along the directions of `transform`.
     moments_ : ClassMoments
@@ -103,8 +126,12 @@ class LinearDiscriminantClassifier(
     rounding. They only touch the moments; the system is solved when a prediction needs it.
     `forget_class` needs the rows of the class (`forget`), since one scatter is shared.
 
+    "ledoit_wolf" can be had on streams too, at n_classes times the memory: let `fit_moments` learn
+    moments that were updated with ``scatter="per_class", fourth_order=True``.
+
     Cost: one product O(n d^2), one Cholesky factor O(d^3), and O(n d C) to predict; memory
-    O(d^2 + C d). Scores are float32 for float32 and half precision, else float64.
+    O(d^2 + C d). "loo" adds one eigendecomposition and O(n d C) per shrinkage. Scores are float32
+    for float32 and half precision, else float64.
 
     References
     ----------
@@ -125,8 +152,12 @@ class LinearDiscriminantClassifier(
     """
 
     _parameter_constraints: dict = {
-        "shrinkage": [StrOptions({"oas", "ledoit_wolf"}), Interval(Real, 0, 1, closed="both")],
+        "shrinkage": [
+            StrOptions({"oas", "ledoit_wolf", "loo"}),
+            Interval(Real, 0, 1, closed="both"),
+        ],
         "target": [StrOptions({"identity", "unit", "diag"})],
+        "shrinkages": [StrOptions({"auto"}), "array-like"],
         "priors": [StrOptions({"empirical", "uniform"}), "array-like"],
         "n_components": [Interval(Integral, 1, None, closed="left"), None],
         "covariance": [StrOptions({"shared", "shared_diag"})],
@@ -139,12 +170,14 @@ class LinearDiscriminantClassifier(
         shrinkage: float | str = "oas",
         *,
         target: str = "identity",
+        shrinkages: ArrayLike | str = "auto",
         priors: object = "empirical",
         n_components: int | None = None,
         covariance: str = "shared",
     ):
         self.shrinkage = shrinkage
         self.target = target
+        self.shrinkages = shrinkages
         self.priors = priors
         self.n_components = n_components
         self.covariance = covariance
@@ -152,26 +185,92 @@ class LinearDiscriminantClassifier(
     # Learning.
 
     def _new_moments(self) -> ClassMoments:
-        return ClassMoments(self.covariance)
+        # What little shrinkage divides by are the smallest eigenvalues, which float32 rounds away.
+        little = self.shrinkage == "loo" or (
+            not isinstance(self.shrinkage, str) and self.shrinkage < _SAFE_SHRINKAGE
+        )
+        return ClassMoments(self.covariance, product_dtype="float64" if little else "auto")
+
+    def fit_moments(self, moments: ClassMoments) -> Self:
+        """Learn from moments that were computed elsewhere, forgetting what was learned before.
+
+        Parameters
+        ----------
+        moments : ClassMoments
+            Of the rows; not changed. ``shrinkage="ledoit_wolf"`` needs ``fourth_order=True``,
+            and "loo" is not possible.
+
+        Returns
+        -------
+        self : estimator
+            The fitted estimator. If the call fails, the estimator stays as it was.
+        """
+        with unchanged_on_error(self):
+            self._chosen = None
+            return super().fit_moments(moments)
 
     def _update(self, X: ArrayLike, y: np.ndarray, sample_weight: np.ndarray | None) -> None:
         super()._update(X, y, sample_weight)
-        if self.shrinkage != "ledoit_wolf":
-            return
-        if sample_weight is not None:
+        self._check_options()
+        if self.shrinkage == "loo":
+            self._chosen = self._by_leaving_one_out(X, y, sample_weight)
+        elif self.shrinkage == "ledoit_wolf":
+            if sample_weight is not None:
+                raise ValueError(
+                    'shrinkage="ledoit_wolf" is not defined with sample_weight; set '
+                    'shrinkage="oas" or a number.'
+                )
+            found = covariance_from_moments(self.moments_, shrinkage="ledoit_wolf", X=X, y=y)
+            self._chosen = found.shrinkage, None
+
+    def _by_leaving_one_out(
+        self, X: ArrayLike, y: np.ndarray, sample_weight: np.ndarray | None
+    ) -> tuple[float, np.ndarray]:
+        """The shrinkage of the best predictions, and the accuracies of all."""
+        self._refuse_no_spread()
+        auto = isinstance(self.shrinkages, str)
+        shares = np.unique(_SHRINKAGES if auto else np.asarray(self.shrinkages, np.float64))
+        if not (len(shares) and (shares >= 0).all() and (shares <= 1).all()):
             raise ValueError(
-                'shrinkage="ledoit_wolf" is not defined with sample_weight; set shrinkage="oas" '
-                "or a number."
+                f"shrinkages={self.shrinkages!r} is not valid; give at least one number, all from "
+                "0 to 1."
             )
-        self._share = covariance_from_moments(
-            self.moments_, shrinkage="ledoit_wolf", X=X, y=y
-        ).shrinkage
+        rows, held = self._left_out(X, y, sample_weight), self.moments_
+        priors = log_priors(self.priors, held.counts_)
+        accuracies = loo_accuracies(
+            rows,
+            held.scatter_,
+            target=self.target,
+            shares=shares,
+            priors=lambda scores, part: self._add_reduced_priors(scores, rows, part, priors),
+        )
+        # Of equal ones the largest: the last.
+        best = len(shares) - 1 - int(accuracies[::-1].argmax())
+        return float(shares[best]), accuracies
+
+    def _left_out(self, X: ArrayLike, y: np.ndarray, sample_weight: np.ndarray | None) -> LeftOut:
+        held = self.moments_
+        own = np.searchsorted(held.classes_, y)
+        weights = np.ones(len(y)) if sample_weight is None else sample_weight
+        return LeftOut(X, own, weights, held.means_, held.counts_)
+
+    def _add_reduced_priors(
+        self, scores: np.ndarray, rows: LeftOut, part: slice, priors: np.ndarray
+    ) -> None:
+        """Add the logarithms of the priors, of the samples that are left where they are counted."""
+        scores += priors
+        if isinstance(self.priors, str) and self.priors == "empirical":
+            own, weights, n = rows.own[part], rows.weights[part], rows.counts.sum()
+            held = rows.counts[own]
+            left = np.maximum(held - weights, np.finfo(np.float64).tiny)
+            scores[np.arange(len(own)), own] += np.log(left / held)
+            scores -= np.log((n - weights) / n)[:, None]
 
     def _check_learns_in_parts(self) -> bool:
-        if self.shrinkage == "ledoit_wolf":
+        if self.shrinkage in _FROM_ROWS:
             raise AttributeError(
-                'shrinkage="ledoit_wolf" follows from all rows together, not from their moments; '
-                'call fit, or set shrinkage="oas" or a number.'
+                f'shrinkage="{self.shrinkage}" follows from all rows together, not from their '
+                'moments; call fit, or set shrinkage="oas" or a number.'
             )
         return True
 
@@ -185,12 +284,15 @@ class LinearDiscriminantClassifier(
         self._priors_of_classes()
 
     def _check_options(self) -> None:
-        named = isinstance(self.shrinkage, str)
-        if named and (self.target != "identity" or self.covariance != "shared"):
-            raise ValueError(
-                f"shrinkage={self.shrinkage!r} is for target='identity' and covariance='shared', "
-                f"and these are {self.target!r} and {self.covariance!r}; give a number."
-            )
+        if not isinstance(self.shrinkage, str) or (
+            self.covariance == "shared" and (self.shrinkage == "loo" or self.target == "identity")
+        ):
+            return
+        whole = "" if self.shrinkage == "loo" else "target='identity' and "
+        raise ValueError(
+            f"shrinkage={self.shrinkage!r} is for {whole}covariance='shared', and these are "
+            f"target={self.target!r} and covariance={self.covariance!r}; give a number."
+        )
 
     def _counts(self) -> np.ndarray:
         held = self.moments_
@@ -210,18 +312,22 @@ class LinearDiscriminantClassifier(
             factor = None
         else:
             factor = SymmetricFactor(covariance)
+            if share == 0:
+                self._refuse_singular(factor)
             coef, half = factor.solve(shifted.T).T, factor.half(shifted)
         intercept = -0.5 * (half**2).sum(axis=1)
         axes, shares = self._axes(half, covariance, factor)
         return _Discriminant(center, coef, intercept, covariance, share, axes, shares)
 
     def _shrunk(self) -> tuple[np.ndarray, float]:
-        held = self.moments_
-        shrinkage = self._share if self.shrinkage == "ledoit_wolf" else self.shrinkage
-        if held.scatter_ is not None and not held.scatter_.any():
+        held, shrinkage = self.moments_, self.shrinkage
+        if shrinkage in _FROM_ROWS and self._chosen is not None:
+            shrinkage = self._chosen[0]
+        self._refuse_no_spread()
+        if shrinkage == "loo":
             raise ValueError(
-                f"All n_samples={held.counts_.sum():g} equal the mean of their class, so there is "
-                "no covariance; give classes with more than one distinct sample."
+                'shrinkage="loo" follows from the rows, and moments are given; call fit, or set '
+                'shrinkage="oas" or a number.'
             )
         if self.target == "identity":
             found = covariance_from_moments(held, self.covariance, shrinkage=shrinkage)
@@ -235,6 +341,25 @@ class LinearDiscriminantClassifier(
         mixed = (1 - shrinkage) * matrix
         mixed.flat[:: len(mixed) + 1] += shrinkage * target
         return mixed, float(shrinkage)
+
+    def _refuse_singular(self, factor: SymmetricFactor) -> None:
+        counts = self.moments_.counts_
+        # Rows of weight 1: fewer than this span too little, whatever rounding says.
+        rows = counts.sum() if self.moments_.counts_sq_.sum() == counts.sum() else np.inf
+        if factor.jitter_ > 0 or rows - len(counts) < self.n_features_in_:
+            raise ValueError(
+                f"The covariance of n_samples={counts.sum():g} in {len(counts)} classes and "
+                f"{self.n_features_in_} features is singular, and shrinkage=0 needs its inverse; "
+                'set shrinkage above 0, or "oas".'
+            )
+
+    def _refuse_no_spread(self) -> None:
+        held = self.moments_
+        if held.scatter_ is not None and not held.scatter_.any():
+            raise ValueError(
+                f"All n_samples={held.counts_.sum():g} equal the mean of their class, so there is "
+                "no covariance; give classes with more than one distinct sample."
+            )
 
     def _axes(
         self, half: np.ndarray, covariance: np.ndarray, factor: SymmetricFactor | None
@@ -288,6 +413,12 @@ class LinearDiscriminantClassifier(
         return self._known("shrinkage_").shrinkage
 
     @property
+    def scores_(self) -> np.ndarray | None:
+        """Accuracies of the shrinkages that leaving one out tried."""
+        self._known("scores_")
+        return self._chosen[1] if self.shrinkage == "loo" else None
+
+    @property
     def explained_variance_ratio_(self) -> np.ndarray:
         """Shares of the variance between classes along the directions of `transform`."""
         return self._known("explained_variance_ratio_").shares
@@ -321,6 +452,63 @@ class LinearDiscriminantClassifier(
             scores.cpu().numpy(), self.moments_.classes_, self.classes_, fill=-np.inf
         )
         return scores + self._priors_of_classes().astype(scores.dtype)
+
+    def loo_scores(self, X: ArrayLike, y: object) -> np.ndarray:
+        """Return the class scores of learned samples, each as if it had not been learned.
+
+        Parameters
+        ----------
+        X : array-like or tensor of shape (n_samples, n_features)
+            Samples that were learned, with weight 1. That they were is not checked.
+        y : array-like of shape (n_samples,)
+            Their labels.
+
+        Returns
+        -------
+        scores : ndarray of shape (n_samples, n_classes)
+            Minus half the squared Mahalanobis distances to the means of the classes, plus the
+            logarithms of the priors, of what is left without each sample: equal to `class_scores`
+            of a refit up to a constant of the sample. float64; -inf for the class of its only
+            sample, NaN with a warning where a sample alone spans a direction.
+
+        Notes
+        -----
+        The divisor of the covariance follows the samples that are left, and so do empirical
+        priors. The multiple of the target that is added to the scatter stays what it is with all
+        samples, although a shrinkage as a share would make it depend on them.
+
+        Cost: one map of the rows O(n d^2) and one product with the means O(n d C).
+        """
+        check_is_fitted(self)
+        if self.covariance != "shared":
+            raise ValueError(
+                f"loo_scores is not available with covariance={self.covariance!r}; use "
+                "cross_val_predict, or covariance='shared'."
+            )
+        X, y, _ = self._check_batch(X, y, None, reset=False)
+        check_finite(X)
+        self._check_seen(y)
+        solved, rows = self._solved, self._left_out(X, y, None)
+        factor = SymmetricFactor(solved.covariance)
+        means = factor.half(rows.means - rows.center)
+        ones, pulls = np.ones((1, X.shape[1])), [(1 - solved.shrinkage) / rows.counts.sum()]
+        priors = self._priors_of_classes()[np.isin(self.classes_, self.moments_.classes_)]
+        scores = np.empty((len(y), len(means)))
+        for part, block in rows.blocks():
+            half = factor.half(block)
+            scores[part] = -0.5 * next(
+                leave_one_out_distances(rows, part, half, means, ones, pulls)
+            )
+            self._add_reduced_priors(scores[part], rows, part, priors)
+        lost = np.isnan(scores).any(axis=1)
+        if lost.any():
+            warnings.warn(
+                f"{lost.sum()} samples, the first at {int(lost.argmax())}, alone span a direction, "
+                "so their scores without them are NaN; raise shrinkage.",
+                UserWarning,
+                stacklevel=2,
+            )
+        return spread_columns(scores, self.moments_.classes_, self.classes_, fill=-np.inf)
 
     def transform(self, X: ArrayLike) -> ArrayLike:
         """Project on the directions in which the classes lie apart, at unit variance within.
@@ -371,8 +559,9 @@ def make_slda(shrinkage: float = 1e-4) -> LinearDiscriminantClassifier:
     Notes
     -----
     The released code scales the rank-one updates by the total count in place of the class's, and
-    starts from a matrix of ones, so that its covariance depends on the order of the rows and is
-    16 to 19 % away from the pooled one; here it is the pooled one, from the first row on.
+    learns the first row of a class as if its mean were 0, so that its covariance depends on the
+    order of the rows and lies 15 % from the pooled one at 50 rows a class and more than 100 % at
+    5 (docs/published_codes.md); here it is the pooled one, from the first row on.
 
     References
     ----------

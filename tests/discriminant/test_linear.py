@@ -290,3 +290,16 @@ def test_a_class_with_samples_of_one_point_is_refused_in_fit_and_waited_for_in_a
         LinearDiscriminantClassifier().fit(np.eye(2), [0, 1])
     clf = LinearDiscriminantClassifier().partial_fit(np.eye(2), [0, 1])
     assert clf.partial_fit(-np.eye(2), [0, 1]).predict([[1.0, 0.0]]).shape == (1,)
+
+
+@pytest.mark.parametrize("case", ["few rows", "constant feature"])
+def test_no_shrinkage_of_a_singular_covariance_is_refused(case):
+    rng = np.random.default_rng(0)
+    X, y = rng.normal(size=(60, 8)), np.arange(60) % 3
+    if case == "few rows":
+        X, y = X[:10], y[:10]
+    else:
+        X[:, 2] = 5.0
+    with pytest.raises(ValueError, match="is singular, and shrinkage=0 needs its inverse"):
+        LinearDiscriminantClassifier(0.0).fit(X, y)
+    assert LinearDiscriminantClassifier(1e-3).fit(X, y).score(X, y) > 0.3
