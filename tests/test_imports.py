@@ -41,7 +41,7 @@ ALLOWED = {
     "discriminant": ESTIMATORS,
     "linear_model": ESTIMATORS | {"preprocessing"},
     "distributed": LEAVES | {"inputs", "extraction", "pooling", "stores"},
-    "pipeline": ESTIMATORS | {"preprocessing", "pooling", "layers", "stores"},
+    "pipeline": ESTIMATORS | {"preprocessing", "pooling", "layers", "prototypes", "stores"},
 }
 # Like tests, these use every room, and no room uses them.
 CONSUMERS = ("utils/discovery.py", "utils/estimator_checks.py", "utils/_estimator_checks/")
@@ -194,9 +194,9 @@ STAGES = {
     "skpool.inspection": RAW | {"skpool.stores", "skpool.pooling"},
     "skpool.prototypes": RAW | {"skpool.stores", "skpool.pooling"},
     "skpool.discriminant": RAW | {"skpool.stores", "skpool.pooling"},
-    "skpool.linear_model": RAW | {"skpool.stores", "skpool.pooling"},
     "skpool.neighbors": RAW | {"skpool.stores", "skpool.pooling"},
     "skpool.preprocessing": RAW | {"skpool.pooling"},
+    "skpool.linear_model": RAW | {"skpool.pooling"},
     "skpool.pipeline": RAW | {"skpool.pooling"},
     "skpool.pooling": RAW,
     "skpool.layers": RAW,

@@ -5,26 +5,38 @@ A new class is one more column of cross-products, to which the rows learned befo
 nothing, so classes may arrive in any order and the weights are those of one joint fit.
 """
 
+from collections.abc import Iterator
 from dataclasses import dataclass
 from functools import cached_property
 from numbers import Real
 
 import numpy as np
+import torch
 from scipy.special import softmax
 from sklearn.base import BaseEstimator, ClassifierMixin
 from sklearn.utils._param_validation import Interval, StrOptions
 from sklearn.utils.validation import check_is_fitted
 
 from skpool.base import ClassScoresMixin, MomentsMixin, spread_columns
-from skpool.statistics import ClassMoments, RidgePath, SymmetricFactor
+from skpool.linear_model._kernels import penalized, row_leverages
+from skpool.statistics import (
+    ClassMoments,
+    FoldMoments,
+    RidgePath,
+    SymmetricFactor,
+    ridge_fold_errors,
+)
 from skpool.utils import ArrayLike, apply_affine, as_tensor, validate_vectors
 
-__all__ = ["RidgeHeadClassifier"]
+__all__ = ["Head", "RidgeHeadClassifier"]
+
+# Relative penalties from here on lie far above what float32 rounds off a product.
+_SAFE_PENALTY = 1e-3
 
 
 @dataclass(frozen=True, eq=False)
-class _Head:
-    """What predictions are made of; classes that hold samples only."""
+class Head:
+    """What predictions of a ridge classifier are made of; classes that hold samples only."""
 
     moments: ClassMoments
     center: np.ndarray  # (d,), where scores are the offsets
@@ -33,12 +45,22 @@ class _Head:
     alpha: float
     scores: np.ndarray | None  # of the penalties
     relative: bool
+    gcv: float | None  # of the chosen penalty, summed over the classes
 
     @cached_property
     def variance(self) -> float:
         """Of what is left of a target, by generalized cross-validation."""
-        path = RidgePath([self.alpha], relative=self.relative, scoring="gcv")
-        return float(-path.fit_moments(self.moments).scores_[0]) / len(self.offset)
+        gcv = self.gcv
+        if gcv is None:
+            path = RidgePath([self.alpha], relative=self.relative, scoring="gcv")
+            gcv = float(-path.fit_moments(self.moments).scores_[0])
+        return gcv / len(self.offset)
+
+    @cached_property
+    def factor(self) -> SymmetricFactor:
+        """Of the scatter and the penalty."""
+        _, _, scatter = self.moments.total()
+        return SymmetricFactor(penalized(scatter, self.alpha, relative=self.relative))
 
 
 class RidgeHeadClassifier(ClassScoresMixin, MomentsMixin, ClassifierMixin, BaseEstimator):
@@ -51,10 +73,13 @@ class RidgeHeadClassifier(ClassScoresMixin, MomentsMixin, ClassifierMixin, BaseE
 
     Parameters
     ----------
-    alpha : float, "gcv" or "loo", default="gcv"
+    alpha : float, "gcv", "loo" or "kfold", default="gcv"
         Penalty. "gcv" chooses it by generalized cross-validation [1]_, which needs the moments
         alone, hence works on streams, after merging and after forgetting; "loo" by the accuracy
-        of predictions that leave one out, which needs the rows, hence `fit`.
+        of predictions that leave one out, which needs the rows, hence `fit`; "kfold" by the
+        squared error on three folds, to which rows find by their content, so that it too works
+        when the rows are gone, at three times the memory, see
+        :class:`~skpool.statistics.FoldMoments`.
     alphas : array-like of shape (n_alphas,) or "auto", default="auto"
         Penalties that are tried; "auto" takes 17 from 1e-6 to 100.
     relative : bool, default=True
@@ -81,7 +106,7 @@ class RidgeHeadClassifier(ClassScoresMixin, MomentsMixin, ClassifierMixin, BaseE
         None where one was given.
     temperature_ : float
         Factor of the scores in the softmax.
-    moments_ : ClassMoments
+    moments_ : ClassMoments, or FoldMoments for "kfold"
         Counts, means and scatter; everything above follows from them.
     n_features_in_ : int
         Number of features.
@@ -120,7 +145,7 @@ class RidgeHeadClassifier(ClassScoresMixin, MomentsMixin, ClassifierMixin, BaseE
     """
 
     _parameter_constraints: dict = {
-        "alpha": [StrOptions({"gcv", "loo"}), Interval(Real, 0, None, closed="left")],
+        "alpha": [StrOptions({"gcv", "loo", "kfold"}), Interval(Real, 0, None, closed="left")],
         "alphas": [StrOptions({"auto"}), "array-like"],
         "relative": ["boolean"],
         "class_weight": [StrOptions({"balanced"}), dict, None],
@@ -147,7 +172,12 @@ class RidgeHeadClassifier(ClassScoresMixin, MomentsMixin, ClassifierMixin, BaseE
     # Learning.
 
     def _new_moments(self) -> ClassMoments:
-        return ClassMoments("shared" if self.class_weight is None else "per_class")
+        # What a small penalty divides by are the smallest eigenvalues, which float32 rounds away.
+        safe = not isinstance(self.alpha, str) and self.relative and self.alpha >= _SAFE_PENALTY
+        kind = "shared" if self.class_weight is None else "per_class"
+        if self.alpha == "kfold":
+            return FoldMoments(3, kind, product_dtype="float64")
+        return ClassMoments(kind, product_dtype="auto" if safe else "float64")
 
     def _update(self, X: ArrayLike, y: np.ndarray, sample_weight: np.ndarray | None) -> None:
         super()._update(X, y, sample_weight)
@@ -157,8 +187,14 @@ class RidgeHeadClassifier(ClassScoresMixin, MomentsMixin, ClassifierMixin, BaseE
             raise ValueError(
                 'alpha="loo" is not available with class_weight; set alpha="gcv" or a number.'
             )
+        self._chosen = self._left_out(X, y, sample_weight)
+
+    def _left_out(
+        self, X: ArrayLike, y: np.ndarray, sample_weight: np.ndarray | None
+    ) -> tuple[float, np.ndarray]:
+        """The penalty that predicts most rows without themselves, and the scores of all."""
         path = self._path("loo_accuracy").fit_moments(self.moments_, X, y, sample_weight)
-        self._chosen = path.alpha_, path.scores_
+        return path.alpha_, path.scores_
 
     def _check_learns_in_parts(self) -> bool:
         if self.alpha == "loo":
@@ -174,37 +210,50 @@ class RidgeHeadClassifier(ClassScoresMixin, MomentsMixin, ClassifierMixin, BaseE
     def _path(self, scoring: str) -> RidgePath:
         return RidgePath(self.alphas, relative=self.relative, scoring=scoring)
 
-    def _weighted_moments(self) -> ClassMoments:
+    def _weighted_moments(self) -> ClassMoments | FoldMoments:
         held = self.moments_
         if self.class_weight is None:
             return held
         if self.class_weight == "balanced":
-            weights = held.counts_.sum() / (len(held.classes_) * held.counts_)
-            return held.reweighted(dict(zip(held.classes_.tolist(), weights, strict=True)))
+            total = held.total_ if self.alpha == "kfold" else held
+            weights = total.counts_.sum() / (len(total.classes_) * total.counts_)
+            return held.reweighted(dict(zip(total.classes_.tolist(), weights, strict=True)))
         return held.reweighted(self.class_weight)
 
-    def _solve(self) -> _Head:
-        moments = self._weighted_moments()
-        n, center, scatter = moments.total()
-        if self.alpha == "gcv":
+    def _solve(self) -> Head:
+        return self._head(self._weighted_moments())
+
+    def _head(self, moments: ClassMoments | FoldMoments) -> Head:
+        gcv = None
+        if self.alpha == "kfold":
+            alpha, scores = self._by_folds(moments)
+            moments = moments.total_
+            coef = self._weights(moments, alpha)
+        elif self.alpha == "gcv":
             path = self._path("gcv").fit_moments(moments)
             coef, alpha, scores = path.coef_, path.alpha_, path.scores_
+            gcv = -float(scores[path.alphas_ == alpha][0])
         else:
             alpha, scores = self._chosen if self.alpha == "loo" else (float(self.alpha), None)
-            coef = self._weights(moments, center, scatter, alpha)
-        share = moments.counts_ / n
-        return _Head(moments, center, coef, share, alpha, scores, self.relative)
+            coef = self._weights(moments, alpha)
+        share = moments.counts_ / moments.counts_.sum()
+        center = share @ moments.means_
+        return Head(moments, center, coef, share, alpha, scores, self.relative, gcv)
 
-    def _weights(
-        self, moments: ClassMoments, center: np.ndarray, scatter: np.ndarray, alpha: float
-    ) -> np.ndarray:
+    def _by_folds(self, folds: FoldMoments) -> tuple[float, np.ndarray]:
+        """The penalty of the smallest squared error on held-out folds, and the scores of all."""
+        alphas = self._path("gcv").sorted_alphas()
+        scores = -ridge_fold_errors(folds, alphas, relative=self.relative).sum(axis=0)
+        # Of equally good ones the largest.
+        return float(alphas[np.flatnonzero(scores == scores.max())[-1]]), scores
+
+    def _weights(self, moments: ClassMoments, alpha: float) -> np.ndarray:
         """Weights of one penalty, by Cholesky's factor where there is one."""
-        penalty = alpha * (float(np.trace(scatter)) / len(center) if self.relative else 1.0)
-        if penalty == 0:
+        _, center, scatter = moments.total()
+        if alpha == 0 or (self.relative and not scatter.any()):
             return RidgePath([alpha], relative=self.relative).fit_moments(moments).coef_
         cross = moments.counts_[:, None] * (moments.means_ - center)
-        shifted = scatter.copy()
-        shifted.flat[:: len(shifted) + 1] += penalty
+        shifted = penalized(scatter, alpha, relative=self.relative)
         return SymmetricFactor(shifted).solve(cross.T).T
 
     # What was learned.
@@ -259,12 +308,38 @@ class RidgeHeadClassifier(ClassScoresMixin, MomentsMixin, ClassifierMixin, BaseE
             `class_weight`. Columns in the order of `classes_`; -inf for a class without samples.
         """
         check_is_fitted(self)
-        rows = as_tensor(validate_vectors(self, X, reset=False))
         head = self._solved
-        scores = apply_affine(rows, shift=head.center, matrix=head.coef.T, offset=head.offset)
-        return spread_columns(
-            scores.cpu().numpy(), self.moments_.classes_, self.classes_, fill=-np.inf
-        )
+        parts = [
+            apply_affine(rows, shift=head.center, matrix=head.coef.T, offset=head.offset)
+            for rows in self._seen_rows(X)
+        ]
+        scores = torch.cat(parts).cpu().numpy()
+        return spread_columns(scores, self.moments_.classes_, self.classes_, fill=-np.inf)
+
+    def predict_variance(self, X: ArrayLike) -> np.ndarray:
+        r"""Return how uncertain the scores of every row are, by its place among the rows learned.
+
+        Parameters
+        ----------
+        X : array-like or tensor of shape (n_samples, n_features)
+            Feature vectors.
+
+        Returns
+        -------
+        variances : ndarray of shape (n_samples,)
+            The leverage :math:`1/n + (x - \bar x)^\top (T + \lambda I)^{-1} (x - \bar x)`:
+            variances of scores whose targets have noise of variance 1. High where no rows like
+            this one were learned, which are worth a label. Of a row learned from, it lies between
+            0 and 1.
+        """
+        check_is_fitted(self)
+        head = self._solved
+        parts = [row_leverages(rows, head.center, head.factor) for rows in self._seen_rows(X)]
+        return np.concatenate(parts) + 1.0 / head.moments.counts_.sum()
+
+    def _seen_rows(self, X: ArrayLike) -> Iterator[torch.Tensor]:
+        """Rows as the head sees them, in blocks."""
+        yield as_tensor(validate_vectors(self, X, reset=False))
 
     def predict_proba(self, X: ArrayLike) -> np.ndarray:
         """Return the softmax of the scores times `temperature_`.

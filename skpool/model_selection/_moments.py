@@ -94,8 +94,7 @@ def cross_val_from_moments(
     for members in _learning_alike(estimator, candidates):
         first = clone(estimator).set_params(**candidates[members[0]])
         parts = [
-            clone(first).partial_fit(*rows, **w)
-            for rows, w in zip(held_out, weights, strict=True)
+            clone(first).partial_fit(*rows, **w) for rows, w in zip(held_out, weights, strict=True)
         ]
         for k, rows in enumerate(held_out):
             trained = _merged(parts[:k] + parts[k + 1 :])
@@ -111,7 +110,12 @@ def _learning_alike(estimator: BaseEstimator, candidates: list[dict]) -> list[li
     groups: dict[str, list[int]] = {}
     for c, params in enumerate(candidates):
         learned = {k: v for k, v in params.items() if k not in estimator._solved_parameters}
-        groups.setdefault(repr(learned), []).append(c)
+        kind = ()
+        if hasattr(estimator, "_new_moments"):
+            # Whether products are in float64 follows from how little regularises.
+            moments = clone(estimator).set_params(**clone(params, safe=False))._new_moments()
+            kind = type(moments).__name__, moments.scatter, moments.product_dtype
+        groups.setdefault(repr((learned, kind)), []).append(c)
     return list(groups.values())
 
 

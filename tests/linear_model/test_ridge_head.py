@@ -8,7 +8,7 @@ from hypothesis import strategies as st
 from sklearn.linear_model import Ridge, RidgeClassifier
 
 from skpool.linear_model import RidgeHeadClassifier
-from skpool.statistics import ClassMoments
+from skpool.statistics import ClassMoments, FoldMoments
 
 
 def _data(n: int = 80, d: int = 6, classes: int = 3, seed: int = 0):
@@ -173,6 +173,41 @@ def test_leave_one_out_needs_one_fit():
         RidgeHeadClassifier("loo", class_weight="balanced").fit(X, y)
 
 
+def test_scores_of_penalties_of_merged_halves_are_those_of_all():
+    X, y = _data()
+    halves = [RidgeHeadClassifier().fit(X[part], y[part]) for part in (slice(40), slice(40, 80))]
+    merged, whole = halves[0].merge(halves[1]), RidgeHeadClassifier().fit(X, y)
+    np.testing.assert_allclose(merged.scores_, whole.scores_, rtol=1e-9)
+    assert merged.alpha_ == whole.alpha_
+
+
+@pytest.mark.parametrize("alpha", [0.7, "gcv"])
+def test_residual_over_one_minus_variance_is_that_of_a_refit_without_the_row(alpha):
+    X, y = _data(n=30)
+    clf = RidgeHeadClassifier(alpha, alphas=[0.2, 5.0], relative=False).fit(X, y)
+    Y = np.eye(3)[y]
+    left_out = (Y - clf.class_scores(X)) / (1 - clf.predict_variance(X))[:, None]
+    for i in (0, 13, 29):
+        rest = np.arange(30) != i
+        refit = Ridge(clf.alpha_).fit(X[rest], Y[rest])
+        np.testing.assert_allclose(left_out[i], Y[i] - refit.predict(X[i : i + 1])[0], rtol=1e-7)
+
+
+def test_variance_is_that_of_scores_whose_targets_are_noise():
+    X, y = _data()
+    clf = RidgeHeadClassifier(1e-9).fit(X, y)
+    new = np.random.default_rng(1).normal(3, 2, size=(4, 6))
+    noise = np.random.default_rng(2).normal(size=(80, 20_000))
+    simulated = Ridge(1e-9).fit(X, noise).predict(new).var(axis=1)
+    np.testing.assert_allclose(clf.predict_variance(new), simulated, rtol=0.05)
+
+
+def test_variance_far_from_the_rows_is_large():
+    X, y = _data()
+    clf = RidgeHeadClassifier().fit(X, y)
+    assert clf.predict_variance(X).max() < 1 < clf.predict_variance(X + 100).min()
+
+
 def test_one_class_is_predicted_with_certainty():
     X, _ = _data()
     clf = RidgeHeadClassifier().fit(X, np.zeros(len(X), dtype=int))
@@ -197,3 +232,29 @@ def test_a_large_mean_costs_no_digits(offset):
 def test_unknown_class_weight_is_refused():
     with pytest.raises(ValueError, match="class_weight"):
         RidgeHeadClassifier(class_weight={9: 1.0}).fit(*_data())
+
+
+def test_kfold_penalty_is_that_of_refits_on_the_folds():
+    rng = np.random.default_rng(0)
+    y = np.arange(180) % 3
+    X = rng.normal(size=(180, 40)) + 0.4 * np.eye(3, 40)[y]
+    alphas = np.logspace(-3, 3, 7)
+    clf = RidgeHeadClassifier("kfold", alphas=alphas, relative=False)
+    for part in np.array_split(rng.permutation(180), 4):
+        clf.partial_fit(X[part], y[part])
+    errors, Y = np.zeros(7), np.eye(3)[y]
+    # Which fold a row is in, from the moments of one row at a time.
+    folds = [
+        next(k for k, p in enumerate(FoldMoments(3).update(X[[i]], [0]).parts_) if len(p.classes_))
+        for i in range(180)
+    ]
+    for k in range(3):
+        train, test = np.flatnonzero(np.not_equal(folds, k)), np.flatnonzero(np.equal(folds, k))
+        for i, alpha in enumerate(alphas):
+            ridge = Ridge(alpha=alpha).fit(X[train], Y[train])
+            errors[i] += ((Y[test] - ridge.predict(X[test])) ** 2).sum()
+    np.testing.assert_allclose(clf.scores_, -errors, rtol=1e-9)
+    assert clf.alpha_ == alphas[errors.argmin()]
+    want = Ridge(alpha=clf.alpha_).fit(X, Y)
+    np.testing.assert_allclose(clf.class_scores(X), want.predict(X), atol=1e-10)
+    assert clf.forget(X[:60], y[:60]).certify(X[60:], y[60:]) < 1e-10
