@@ -7,11 +7,13 @@ from skpool.pipeline._ready import (
     make_retrieval_postprocessor,
     make_whitening_bert,
 )
+from skpool.pipeline._simpleshot import make_simpleshot
 
 __all__ = [
     "IncrementalPipeline",
     "make_incremental_pipeline",
     "make_off_the_shelf_classifier",
     "make_retrieval_postprocessor",
+    "make_simpleshot",
     "make_whitening_bert",
 ]

@@ -20,6 +20,9 @@ __all__ = [
     "scores_manhattan",
 ]
 
+# Of a vector whose squares neither overflow nor vanish in float32.
+_SMALLEST_NORM = 1e-15
+
 
 def scores_cosine(X: torch.Tensor, prototypes: torch.Tensor) -> torch.Tensor:
     """Return cosines, 0 where either vector is zero.
@@ -36,7 +39,13 @@ def scores_cosine(X: torch.Tensor, prototypes: torch.Tensor) -> torch.Tensor:
     scores : tensor of shape (..., n, C)
         Of the type of X.
     """
-    return unit_rows(X) @ unit_rows(prototypes).to(X.dtype).mT
+    prototypes = unit_rows(prototypes).to(X.dtype)
+    norms = torch.linalg.vector_norm(X, dim=-1, keepdim=True)
+    lowest, highest = norms.aminmax()
+    if _SMALLEST_NORM <= lowest and highest <= 1 / _SMALLEST_NORM:
+        # Dividing the scores instead of the rows spares a copy of these.
+        return (X @ prototypes.mT).div_(norms)
+    return unit_rows(X) @ prototypes.mT
 
 
 def scores_dot(X: torch.Tensor, prototypes: torch.Tensor) -> torch.Tensor:
@@ -81,12 +90,14 @@ def scores_euclidean(X: torch.Tensor, prototypes: torch.Tensor) -> torch.Tensor:
     """
     X, prototypes = _centered(X, prototypes)
     prototypes = prototypes.to(X.dtype)
-    norms = X.square().sum(dim=-1)[..., :, None] + prototypes.square().sum(dim=-1)[..., None, :]
-    return (X @ prototypes.mT - norms / 2).clamp(max=0)
+    scores = X @ prototypes.mT
+    scores -= torch.linalg.vector_norm(X, dim=-1).square()[..., :, None] / 2
+    scores -= torch.linalg.vector_norm(prototypes, dim=-1).square()[..., None, :] / 2
+    return scores.clamp_(max=0)
 
 
 def scores_mahalanobis(
-    X: torch.Tensor, prototypes: torch.Tensor, *, cholesky: torch.Tensor
+    X: torch.Tensor, prototypes: torch.Tensor, *, deviations: torch.Tensor
 ) -> torch.Tensor:
     """Return minus half the squared Mahalanobis distances.
 
@@ -96,8 +107,9 @@ def scores_mahalanobis(
         float32 or float64.
     prototypes : tensor of shape (..., C, d)
         On the same device, of the same or a wider type.
-    cholesky : tensor of shape (d, d)
-        Lower Cholesky factor of the covariance, of the type of the prototypes.
+    deviations : tensor of shape (d, d) or (d,)
+        Lower Cholesky factor of the covariance, or standard deviations where it is diagonal; of
+        the type of the prototypes.
 
     Returns
     -------
@@ -105,12 +117,15 @@ def scores_mahalanobis(
         Of the type of X; rows and prototypes are mapped in the type of the factor.
     """
     rows, means = _centered(X, prototypes)
-    # x L^-T, so that Euclidean distances of the mapped rows are Mahalanobis distances.
-    rows, means = (
-        torch.linalg.solve_triangular(cholesky.mT, part.to(cholesky.dtype), upper=True, left=False)
-        for part in (rows, means)
-    )
+    rows, means = (_whitened(part.to(deviations.dtype), deviations) for part in (rows, means))
     return scores_euclidean(rows, means).to(X.dtype)
+
+
+def _whitened(rows: torch.Tensor, deviations: torch.Tensor) -> torch.Tensor:
+    """Return x L^-T: Euclidean distances of such rows are Mahalanobis distances."""
+    if deviations.ndim == 1:
+        return rows / deviations
+    return torch.linalg.solve_triangular(deviations.mT, rows, upper=True, left=False)
 
 
 def scores_manhattan(X: torch.Tensor, prototypes: torch.Tensor) -> torch.Tensor:

@@ -5,32 +5,55 @@ The first baseline for few-shot and class-incremental work. Its whole state is a
 so it learns in any order, merges and forgets exactly; this file derives scores from the means.
 """
 
-import warnings
-from collections.abc import Iterator
 from numbers import Real
-from typing import ClassVar, Self
+from typing import ClassVar, NamedTuple
 
 import numpy as np
 import scipy.linalg
 import torch
-from scipy.special import softmax
-from sklearn import get_config
 from sklearn.base import BaseEstimator, ClassifierMixin
-from sklearn.utils import gen_batches
 from sklearn.utils._param_validation import Interval, StrOptions
 from sklearn.utils.validation import check_is_fitted
 
-from skpool.base import ClassScoresMixin, IncrementalMixin, spread_columns
+from skpool.base import log_priors, spread_columns
+from skpool.prototypes._base import ClassMeansMixin, row_blocks, scores_of, wide_tensor
 from skpool.prototypes._kernels import METRICS
 from skpool.statistics import ClassMoments, covariance_from_moments
-from skpool.utils import ArrayLike, as_tensor, full_float32, unit_rows, validate_vectors, widened
+from skpool.utils import (
+    ArrayLike,
+    as_tensor,
+    check_finite,
+    full_float32,
+    unit_rows,
+    validate_vectors,
+    widened,
+)
 
 __all__ = ["NearestClassMeanClassifier"]
 
 
-class NearestClassMeanClassifier(
-    ClassScoresMixin, IncrementalMixin, ClassifierMixin, BaseEstimator
-):
+# Cosines that differ by less than this are told apart by the last three digits of float32.
+_PARALLEL = 1e-4
+
+
+class _Means(NamedTuple):
+    """What predictions are made of; classes that hold samples only."""
+
+    prototypes: np.ndarray  # (C, d)
+    deviations: np.ndarray | None  # Cholesky factor (d, d) or standard deviations (d,)
+    parallel: bool  # so that cosines of float32 would hardly tell them apart
+
+
+def _are_parallel(means: np.ndarray) -> bool:
+    """Whether directions differ by so little that float32 holds few digits of their cosines."""
+    norms = np.linalg.norm(means, axis=1, keepdims=True)
+    unit = means / np.where(norms > 0, norms, 1.0)
+    middle = unit.mean(axis=0)
+    length = float(np.linalg.norm(middle))
+    return len(means) > 1 and length > 0 and 1.0 - float((unit @ middle).min()) / length < _PARALLEL
+
+
+class NearestClassMeanClassifier(ClassMeansMixin, ClassifierMixin, BaseEstimator):
     r"""Classifier by the nearest class mean.
 
     Each class is represented by the mean :math:`\mu_c` of its samples, and a sample gets the
@@ -51,7 +74,9 @@ class NearestClassMeanClassifier(
         What near means. A zero vector has cosine 0 with everything.
     normalize : {"l2"}, default=None
         "l2" divides every row by its norm, before the means are taken and before scoring; None
-        takes rows as they are. Centring first is a step of its own, in a pipeline.
+        takes rows as they are. Centring first is a step of its own, in a pipeline
+        (:func:`~skpool.pipeline.make_simpleshot`): the centre of a stream moves, and unit vectors
+        cannot be moved after it.
     normalize_means : bool, default=False
         Whether the means are divided by their norms.
     temperature : float, default=1.0
@@ -60,8 +85,11 @@ class NearestClassMeanClassifier(
         log(prior) / temperature is added to the scores. An array follows `classes_` and sums to
         1.
     shrinkage : {"oas"}, float or None, default="oas"
-        Shrinkage, from 0 to 1, of the covariance shared by the classes towards a multiple of the
-        identity. Only for ``metric="mahalanobis"``.
+        Shrinkage, from 0 to 1, of the covariance towards a multiple of the identity. Only for
+        ``metric="mahalanobis"``.
+    covariance : {"shared", "shared_diag"}, default="shared"
+        The covariance shared by the classes, or its variances alone (a number as `shrinkage`).
+        Only for ``metric="mahalanobis"``.
 
     Attributes
     ----------
@@ -82,14 +110,17 @@ class NearestClassMeanClassifier(
     See Also
     --------
     skpool.neighbors.WeightedKNNClassifier : Keeps all samples instead of their means.
+    skpool.discriminant.LinearDiscriminantClassifier : The same decisions as with
+        ``metric="mahalanobis"``, at the cost of the Euclidean ones.
     sklearn.neighbors.NearestCentroid : The Euclidean case; its Manhattan centroid is the median,
         which cannot be updated, and ours is the mean.
 
     Notes
     -----
-    Cost: one pass over the samples, O(n d), or O(n d^2 + d^3) with ``metric="mahalanobis"``,
-    whose covariance is factorised after every call that learns; a prediction is one product of
-    n * n_classes * d. Memory: n_classes * d numbers, and d^2 for "mahalanobis".
+    Cost: one pass over the samples, O(n d), or O(n d^2) with ``metric="mahalanobis"``, whose
+    covariance is factorised, O(d^3), when it is next needed; a prediction is one product of
+    n * n_classes * d, and of n * d^2 for "mahalanobis" with a full covariance. Memory:
+    n_classes * d numbers, and d^2 for that covariance. Rows are copied block by block at most.
 
     The order and partition of the samples do not matter, and `forget` equals never having
     learned, to rounding. With "mahalanobis", `forget_class` is refused, because the part of the
@@ -125,6 +156,7 @@ class NearestClassMeanClassifier(
         "temperature": [Interval(Real, 0, None, closed="neither")],
         "priors": [StrOptions({"uniform", "empirical"}), "array-like"],
         "shrinkage": [StrOptions({"oas"}), Interval(Real, 0, 1, closed="both"), None],
+        "covariance": [StrOptions({"shared", "shared_diag"})],
     }
 
     _solved_parameters = frozenset({"normalize_means", "temperature", "priors", "shrinkage"})
@@ -138,6 +170,7 @@ class NearestClassMeanClassifier(
         temperature: float = 1.0,
         priors: object = "uniform",
         shrinkage: str | float | None = "oas",
+        covariance: str = "shared",
     ):
         self.metric = metric
         self.normalize = normalize
@@ -145,6 +178,83 @@ class NearestClassMeanClassifier(
         self.temperature = temperature
         self.priors = priors
         self.shrinkage = shrinkage
+        self.covariance = covariance
+
+    # Learning.
+
+    def _new_moments(self) -> ClassMoments:
+        return ClassMoments(self.covariance if self.metric == "mahalanobis" else "none")
+
+    def _prepared(self, X: ArrayLike) -> ArrayLike:
+        return X if self.normalize is None else unit_rows(widened(as_tensor(X)))
+
+    def _prepared_row_bytes(self) -> int:
+        # Asked before the width is known, too.
+        return 0 if self.normalize is None else 24 * getattr(self, "n_features_in_", 1)
+
+    def _forget_class(self, label: object) -> None:
+        if self.metric == "mahalanobis":
+            raise ValueError(
+                f"The samples of class {label!r} are needed to remove it from the shared "
+                "covariance of metric='mahalanobis'; call forget(X, y) with them."
+            )
+        super()._forget_class(label)
+
+    def _merge(self, other: "NearestClassMeanClassifier") -> None:
+        if other.normalize != self.normalize:
+            raise ValueError(
+                f"other has normalize={other.normalize!r} and this classifier "
+                f"normalize={self.normalize!r}, so their means differ in kind; merge classifiers "
+                "that normalise alike."
+            )
+        super()._merge(other)
+
+    def _can_map(self) -> bool:
+        # The mean of normalised rows says nothing of rows that are mapped before they are, nor
+        # do variances of what a matrix mixes.
+        diagonal = self.metric == "mahalanobis" and self.covariance == "shared_diag"
+        return self.normalize is None and not diagonal
+
+    def _refresh(self) -> None:
+        super()._refresh()
+        # Refused here and not at the first prediction: these are parameters.
+        log_priors(self.priors, self._of_classes(self.moments_.counts_, fill=0.0))
+        diagonal = self.metric == "mahalanobis" and self.covariance == "shared_diag"
+        if diagonal and isinstance(self.shrinkage, str):
+            raise ValueError(
+                f"shrinkage={self.shrinkage!r} is for covariance='shared', and this is "
+                f"{self.covariance!r}; give a number from 0 to 1, or None."
+            )
+
+    def _solve(self) -> _Means:
+        means = self.moments_.means_
+        if self.normalize_means:
+            means = unit_rows(torch.from_numpy(np.array(means))).numpy()
+        if self.metric == "cosine":
+            self._warn_of_zero_means(means)
+        deviations = self._deviations() if self.metric == "mahalanobis" else None
+        return _Means(means, deviations, self.metric == "cosine" and _are_parallel(means))
+
+    def _deviations(self) -> np.ndarray | None:
+        """Return a factor of the covariance shared by the classes, or None if it is singular."""
+        moments, d = self.moments_, self.n_features_in_
+        if moments.scatter_ is not None and not moments.scatter_.any():
+            return None
+        found = covariance_from_moments(moments, self.covariance, shrinkage=self.shrinkage)
+        if self.covariance == "shared_diag":
+            return np.sqrt(found.matrix)
+        if found.shrinkage == 0 and moments.counts_sq_.sum() == moments.counts_.sum():
+            # Rows of weight 1: fewer than this span too little, whatever rounding says.
+            if moments.counts_.sum() - len(moments.classes_) < d:
+                return None
+        try:
+            factor = scipy.linalg.cholesky(found.matrix, lower=True)
+        except np.linalg.LinAlgError:
+            return None
+        pivots = np.square(np.diagonal(factor))
+        return factor if pivots.min() > d * np.finfo(np.float64).eps * pivots.max() else None
+
+    # Predictions.
 
     def class_scores(self, X: ArrayLike) -> np.ndarray:
         """Return the score of every class.
@@ -161,26 +271,8 @@ class NearestClassMeanClassifier(
             float32 and half precision, else float64.
         """
         check_is_fitted(self)
-        X = as_tensor(validate_vectors(self, X, reset=False))
-        scores = self._scores(X)
-        log_priors = self._log_priors(self.counts_)[self.counts_ > 0]
-        scores += (log_priors / self.temperature).astype(scores.dtype)
-        return spread_columns(scores, self.moments_.classes_, self.classes_, fill=-np.inf)
-
-    def predict_proba(self, X: ArrayLike) -> np.ndarray:
-        """Return the softmax of the scores times `temperature`.
-
-        Parameters
-        ----------
-        X : array-like or tensor of shape (n_samples, n_features)
-            Feature vectors.
-
-        Returns
-        -------
-        probabilities : ndarray of shape (n_samples, n_classes)
-            Rows sum to 1; columns in the order of `classes_`.
-        """
-        return softmax(self.temperature * self.class_scores(X), axis=1)
+        scores = self._scores(as_tensor(validate_vectors(self, X, reset=False)))
+        return self._with_priors(scores, self.counts_)
 
     def loo_scores(self, X: ArrayLike, y: object) -> np.ndarray:
         """Return the class scores of learned samples, each left out of its class mean.
@@ -205,176 +297,59 @@ class NearestClassMeanClassifier(
                 "with every sample; use cross_val_predict."
             )
         X, y, _ = self._check_batch(X, y, None, reset=False)
+        check_finite(X)
         self._check_seen(y)
         X, own = as_tensor(X), np.searchsorted(self.moments_.classes_, y)
         scores = self._scores(X)
         scores[np.arange(len(y)), own] = self._loo_own_scores(X, own)
+        out = np.empty((len(y), len(self.classes_)), dtype=scores.dtype)
+        for label in np.unique(y):
+            rows, left = y == label, self.counts_ - (self.classes_ == label)
+            out[rows] = self._with_priors(scores[rows], np.maximum(left, 0.0))
+        return out
+
+    def _with_priors(self, scores: np.ndarray, counts: np.ndarray) -> np.ndarray:
+        """Spread the scores over all classes and add the priors that follow from counts."""
         scores = spread_columns(scores, self.moments_.classes_, self.classes_, fill=-np.inf)
-        left = self.counts_ - (y[:, None] == self.classes_)
-        return scores + (self._log_priors(left) / self.temperature).astype(scores.dtype)
+        scores += (log_priors(self.priors, counts) / self.temperature).astype(scores.dtype)
+        return scores
 
     def _loo_own_scores(self, X: torch.Tensor, own: np.ndarray) -> np.ndarray:
         """Score each row against the mean of the others of its class."""
         counts, means = self.moments_.counts_[own], self.moments_.means_
         out = np.full(len(own), -np.inf)
-        for block, rows in self._blocks(X):
-            n = self._on_device(np.maximum(counts[block], 2.0)[:, None], rows)
-            mean = self._on_device(means[own[block]], rows)
+        for block, rows in row_blocks(X, n_outputs=1):
+            rows = self._prepared(rows)
+            n = wide_tensor(np.maximum(counts[block], 2.0)[:, None], rows)
+            mean = wide_tensor(means[own[block]], rows)
             mean = (n * mean - rows) / (n - 1)
             mean = unit_rows(mean) if self.normalize_means else mean
-            scores = METRICS[self.metric](rows[:, None], mean[:, None])[:, 0, 0]
+            with full_float32():
+                scores = METRICS[self.metric](rows[:, None], mean[:, None])[:, 0, 0]
             out[block] = scores.cpu().numpy()
         # What is left after taking one away from a count of 1 may be a rounding error.
         out[counts - 1 < 1e-9] = -np.inf
         return out
 
-    @staticmethod
-    def _on_device(values: np.ndarray, like: torch.Tensor) -> torch.Tensor:
-        # Apple's GPUs have no float64.
-        wide = torch.float32 if like.device.type == "mps" else torch.float64
-        return torch.from_numpy(np.array(values)).to(device=like.device, dtype=wide)
-
-    def _blocks(self, X: torch.Tensor) -> Iterator[tuple[slice, torch.Tensor]]:
-        """Yield blocks of rows, as float32 or float64, that fit the working memory."""
-        row_bytes = 8 * (3 * X.shape[1] + 3 * len(self.moments_.classes_))
-        n_rows = max(1, int(get_config()["working_memory"] * 2**20) // row_bytes)
-        for block in gen_batches(len(X), n_rows):
-            rows = widened(X[block])
-            yield block, unit_rows(rows) if self.normalize == "l2" else rows
-
     def _scores(self, X: torch.Tensor) -> np.ndarray:
         """Return the scores, without priors, of the classes that hold samples."""
-        prototypes = self._on_device(self.prototypes_[self.counts_ > 0], X)
-        options = {}
+        solved, metric, options = self._solved, METRICS[self.metric], {}
+        prototypes = wide_tensor(solved.prototypes, X)
         if self.metric == "mahalanobis":
-            options["cholesky"] = self._on_device(self._checked_cholesky(), X)
-        with full_float32():
-            blocks = [
-                METRICS[self.metric](rows, prototypes, **options).cpu().numpy()
-                for _, rows in self._blocks(X)
-            ]
-        return np.concatenate(blocks)
+            if solved.deviations is None:
+                self._refuse_singular()
+            options["deviations"] = wide_tensor(solved.deviations, X)
 
-    def _checked_cholesky(self) -> np.ndarray:
-        if self._cholesky is None:
-            raise ValueError(
-                f"The covariance of {self.counts_.sum():g} samples in "
-                f"{len(self.moments_.classes_)} classes is singular, so metric='mahalanobis' "
-                f"cannot score with shrinkage={self.shrinkage!r}; learn more samples per class, "
-                "set shrinkage above 0, or take metric='euclidean'."
-            )
-        return self._cholesky
+        def score(rows: torch.Tensor) -> torch.Tensor:
+            exact = rows.to(prototypes.dtype) if solved.parallel else rows
+            return metric(self._prepared(exact), prototypes, **options).to(rows.dtype)
 
-    def _log_priors(self, counts: np.ndarray) -> np.ndarray:
-        """Return the log-priors of the classes, given their counts (of shape (..., C))."""
-        if isinstance(self.priors, str) and self.priors == "uniform":
-            # A constant would only make old scores move when classes arrive.
-            return np.zeros(counts.shape)
-        with np.errstate(divide="ignore"):
-            if isinstance(self.priors, str):
-                return np.log(np.maximum(counts, 0)) - np.log(counts.sum(axis=-1, keepdims=True))
-            return np.broadcast_to(np.log(np.asarray(self.priors, np.float64)), counts.shape)
+        return scores_of(X, score, n_outputs=len(prototypes))
 
-    def _seen_classes(self) -> np.ndarray:
-        return self.moments_.classes_
-
-    def _reset(self) -> None:
-        self.moments_ = ClassMoments("shared" if self.metric == "mahalanobis" else "none")
-
-    def _apply(
-        self, method: str, X: ArrayLike, y: np.ndarray, sample_weight: np.ndarray | None
-    ) -> None:
-        """Replace the moments by a copy that was updated or downdated."""
-        moments = self.moments_.copy()
-        if self.normalize is None:
-            getattr(moments, method)(X, y, sample_weight)
-        else:
-            for block, rows in self._blocks(as_tensor(X)):
-                weights = None if sample_weight is None else sample_weight[block]
-                getattr(moments, method)(rows, y[block], weights)
-        self.moments_ = moments
-
-    def _update(self, X: ArrayLike, y: np.ndarray, sample_weight: np.ndarray | None) -> None:
-        self._apply("update", X, y, sample_weight)
-
-    def _forget(self, X: ArrayLike, y: np.ndarray, sample_weight: np.ndarray | None) -> None:
-        self._apply("downdate", X, y, sample_weight)
-
-    def _forget_class(self, label: object) -> None:
-        if self.metric == "mahalanobis":
-            raise ValueError(
-                f"The samples of class {label!r} are needed to remove it from the shared "
-                "covariance of metric='mahalanobis'; call forget(X, y) with them."
-            )
-        moments = self.moments_.copy()
-        moments.forget_class(label)
-        self.moments_ = moments
-
-    def _merge(self, other: "NearestClassMeanClassifier") -> None:
-        if other.normalize != self.normalize:
-            raise ValueError(
-                f"other has normalize={other.normalize!r} and this classifier "
-                f"normalize={self.normalize!r}, so their means differ in kind; merge classifiers "
-                "that normalise alike."
-            )
-        self.moments_ = self.moments_ + other.moments_
-
-    def _can_map(self) -> bool:
-        # The mean of normalised rows says nothing of rows that are mapped before they are.
-        return self.normalize is None
-
-    def _map_to(self, mapped: Self, A: np.ndarray, b: np.ndarray) -> None:
-        mapped.moments_ = self.moments_.affine(A, b)
-
-    def _refresh(self) -> None:
-        super()._refresh()
-        moments = self.moments_
-        seen = np.searchsorted(self.classes_, moments.classes_)
-        self.counts_ = np.zeros(len(self.classes_))
-        self.counts_[seen] = moments.counts_
-        means = np.array(moments.means_)
-        if self.normalize_means:
-            means = unit_rows(torch.from_numpy(means)).numpy()
-        self.prototypes_ = np.full((len(self.classes_), self.n_features_in_), np.nan)
-        self.prototypes_[seen] = means
-        self._check_priors()
-        if self.metric == "cosine" and not means.any(axis=1).all():
-            empty = moments.classes_[~means.any(axis=1)].tolist()
-            warnings.warn(
-                f"The mean of class {empty[0]!r} is zero, so its cosine with every sample is 0.",
-                UserWarning,
-                stacklevel=5,
-            )
-        self._cholesky = self._factorise() if self.metric == "mahalanobis" else None
-
-    def _check_priors(self) -> None:
-        if isinstance(self.priors, str):
-            return
-        priors = np.asarray(self.priors, dtype=np.float64)
-        if priors.shape != self.classes_.shape:
-            raise ValueError(
-                f"priors has shape {priors.shape}, and there are {len(self.classes_)} classes; "
-                "give one prior per class, or 'empirical'."
-            )
-        if not ((priors >= 0).all() and np.isclose(priors.sum(), 1)):
-            raise ValueError(
-                f"priors={self.priors!r} is not valid; give numbers of at least 0 that sum to 1."
-            )
-
-    def _factorise(self) -> np.ndarray | None:
-        """Return the Cholesky factor of the shared covariance, or None if it is singular."""
-        moments = self.moments_
-        if not len(moments.classes_) or not moments.scatter_.any():
-            return None
-        covariance = covariance_from_moments(moments, "shared", shrinkage=self.shrinkage)
-        d = self.n_features_in_
-        if covariance.shrinkage == 0 and moments.counts_sq_.sum() == moments.counts_.sum():
-            # Rows of weight 1: fewer than this span too little, whatever rounding says.
-            if moments.counts_.sum() - len(moments.classes_) < d:
-                return None
-        try:
-            factor = scipy.linalg.cholesky(covariance.matrix, lower=True)
-        except np.linalg.LinAlgError:
-            return None
-        pivots = np.square(np.diagonal(factor))
-        return factor if pivots.min() > d * np.finfo(np.float64).eps * pivots.max() else None
+    def _refuse_singular(self) -> None:
+        raise ValueError(
+            f"The covariance of {self.counts_.sum():g} samples in "
+            f"{len(self.moments_.classes_)} classes is singular, so metric='mahalanobis' "
+            f"cannot score with shrinkage={self.shrinkage!r}; learn more samples per class, "
+            "set shrinkage above 0, or take metric='euclidean'."
+        )

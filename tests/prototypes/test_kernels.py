@@ -29,7 +29,7 @@ def expected_scores(metric, X, P, covariance):
 def score(metric, X, P, covariance):
     options = {}
     if metric == "mahalanobis":
-        options["cholesky"] = torch.from_numpy(np.linalg.cholesky(covariance))
+        options["deviations"] = torch.from_numpy(np.linalg.cholesky(covariance))
     return METRICS[metric](torch.from_numpy(X), torch.from_numpy(P), **options)
 
 
@@ -66,9 +66,36 @@ def test_offset_of_a_thousand_deviations_keeps_float32_distances(sets, metric):
     )
 
 
+def test_standard_deviations_stand_for_a_diagonal_covariance(sets):
+    X, P, _ = sets
+    deviations = torch.linspace(0.5, 3, 7, dtype=torch.float64)
+    scores = METRICS["mahalanobis"](torch.from_numpy(X), torch.from_numpy(P), deviations=deviations)
+    expected = expected_scores("mahalanobis", X, P, np.diag(deviations.numpy() ** 2))
+    np.testing.assert_allclose(scores.numpy(), expected, atol=1e-12)
+
+
 def test_cosine_of_a_zero_vector_is_zero():
     X, P = torch.tensor([[0.0, 0.0], [1.0, 0.0]]), torch.tensor([[2.0, 0.0], [0.0, 0.0]])
     assert METRICS["cosine"](X, P).tolist() == [[0.0, 0.0], [1.0, 0.0]]
+
+
+@pytest.mark.parametrize("kind", [np.float32, np.float64])
+@pytest.mark.parametrize("scale", [1e-30, 1.0, 1e30])
+def test_cosine_does_not_depend_on_the_scale_of_rows(sets, kind, scale):
+    X, P, _ = sets
+    rows = (X * scale).astype(kind)
+    rows[3] = 0
+    expected = 1 - cdist(rows / kind(scale), P, "cosine")
+    expected[3] = 0
+    scores = METRICS["cosine"](torch.from_numpy(rows), torch.from_numpy(P)).numpy()
+    np.testing.assert_allclose(scores, expected, atol=1e-5)
+
+
+@pytest.mark.parametrize("scale", [1e-200, 1e200])
+def test_cosine_of_extreme_doubles_is_right(sets, scale):
+    X, P, _ = sets
+    scores = METRICS["cosine"](torch.from_numpy(X * scale), torch.from_numpy(P)).numpy()
+    np.testing.assert_allclose(scores, 1 - cdist(X, P, "cosine"), atol=1e-12)
 
 
 def test_distance_to_itself_is_never_positive_score(sets):

@@ -9,6 +9,7 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from scipy.spatial.distance import cdist
 from scipy.stats import ortho_group
 from sklearn import config_context
 from sklearn.covariance import OAS
@@ -19,6 +20,7 @@ from sklearn.neighbors import KNeighborsClassifier, NearestCentroid
 from sklearn.preprocessing import normalize
 from sklearn.utils.estimator_checks import parametrize_with_checks
 
+from skpool.discriminant import LinearDiscriminantClassifier
 from skpool.prototypes import NearestClassMeanClassifier
 
 METRICS = ["cosine", "euclidean", "dot", "mahalanobis", "manhattan"]
@@ -30,6 +32,7 @@ ADDITIVE = ["cosine", "euclidean", "dot", "manhattan"]
         NearestClassMeanClassifier(),
         NearestClassMeanClassifier("euclidean", priors="empirical"),
         NearestClassMeanClassifier("mahalanobis", shrinkage=0.1),
+        NearestClassMeanClassifier("mahalanobis", shrinkage=0.1, covariance="shared_diag"),
         NearestClassMeanClassifier(normalize="l2", normalize_means=True, temperature=10),
     ]
 )
@@ -105,6 +108,42 @@ def test_mahalanobis_priors_multiply_the_probabilities_of_lda():
     np.testing.assert_allclose(ncm.predict_proba(X), expected, rtol=1e-6, atol=1e-12)
 
 
+@pytest.mark.parametrize("covariance", ["shared", "shared_diag"])
+def test_mahalanobis_equals_our_discriminant_with_uniform_priors(small, covariance):
+    X, y = small
+    options = {"shrinkage": 0.2, "priors": "uniform", "covariance": covariance}
+    lda = LinearDiscriminantClassifier(**options).fit(X, y)
+    ncm = NearestClassMeanClassifier("mahalanobis", **options).fit(X, y)
+    np.testing.assert_allclose(ncm.predict_proba(X), lda.predict_proba(X), rtol=1e-9)
+    assert (ncm.predict(X) == lda.predict(X)).all()
+
+
+def test_mahalanobis_with_oas_equals_our_discriminant(small):
+    X, y = small
+    lda = LinearDiscriminantClassifier(priors="uniform").fit(X, y)
+    ncm = NearestClassMeanClassifier("mahalanobis").fit(X, y)
+    np.testing.assert_allclose(ncm.predict_proba(X), lda.predict_proba(X), rtol=1e-9)
+
+
+@pytest.mark.parametrize("shrinkage", [None, 0.0, 0.4, 1.0])
+def test_diagonal_mahalanobis_divides_by_pooled_variances(small, shrinkage):
+    X, y = small
+    ncm = NearestClassMeanClassifier("mahalanobis", covariance="shared_diag", shrinkage=shrinkage)
+    ncm.fit(X, y)
+    variances = ((X - np.stack([X[y == c].mean(axis=0) for c in range(3)])[y]) ** 2).mean(axis=0)
+    share = shrinkage or 0.0
+    variances = (1 - share) * variances + share * variances.mean()
+    expected = -0.5 * cdist(X, ncm.prototypes_, "seuclidean", V=variances) ** 2
+    np.testing.assert_allclose(ncm.class_scores(X), expected, rtol=1e-9)
+
+
+def test_diagonal_mahalanobis_needs_a_number_as_shrinkage(small):
+    ncm = NearestClassMeanClassifier("mahalanobis", covariance="shared_diag")
+    with pytest.raises(ValueError, match="give a number from 0 to 1"):
+        ncm.fit(*small)
+    assert not hasattr(ncm, "classes_")
+
+
 def test_mahalanobis_oas_covariance_equals_scikit_learn(small):
     X, y = small
     centered = X - np.stack([X[y == c].mean(axis=0) for c in range(3)])[y]
@@ -173,6 +212,44 @@ def test_any_order_and_partition_equals_fit(small, data, metric, normalized):
     assert (pieces.counts_ == whole.counts_).all()
     np.testing.assert_allclose(pieces.prototypes_, whole.prototypes_, atol=1e-13)
     np.testing.assert_allclose(pieces.class_scores(X), whole.class_scores(X), atol=1e-9)
+
+
+@pytest.mark.parametrize("metric", METRICS)
+@pytest.mark.parametrize("order", ["as it comes", "by class", "by class, backwards"])
+def test_row_by_row_equals_fit(small, metric, order):
+    X, y = small
+    rows = {"as it comes": np.arange(40), "by class": np.argsort(y)}
+    pieces = NearestClassMeanClassifier(metric)
+    for i in rows.get(order, np.argsort(-y)):
+        pieces.partial_fit(X[i : i + 1], y[i : i + 1])
+    whole = NearestClassMeanClassifier(metric).fit(X, y)
+    np.testing.assert_allclose(pieces.class_scores(X), whole.class_scores(X), atol=1e-9)
+
+
+@pytest.mark.parametrize("metric", METRICS)
+def test_fit_moments_equals_fit(small, metric):
+    X, y = small
+    fitted = NearestClassMeanClassifier(metric).fit(X, y)
+    taken = NearestClassMeanClassifier(metric).fit_moments(fitted.moments_)
+    assert (taken.class_scores(X) == fitted.class_scores(X)).all()
+    taken.partial_fit(X[:3], y[:3])
+    assert fitted.counts_.sum() == 40
+
+
+def test_fit_moments_without_scatter_are_refused_for_mahalanobis(small):
+    moments = NearestClassMeanClassifier().fit(*small).moments_
+    ncm = NearestClassMeanClassifier("mahalanobis")
+    with pytest.raises(ValueError, match="cannot be computed from moments"):
+        ncm.fit_moments(moments)
+    assert not hasattr(ncm, "classes_")
+
+
+@pytest.mark.parametrize("options", [{}, {"normalize": "l2"}, {"metric": "mahalanobis"}])
+def test_certify_tells_what_is_left(small, options):
+    X, y = small
+    ncm = NearestClassMeanClassifier(**options).fit(X, y).forget(X[:9], y[:9])
+    assert ncm.certify(X[9:], y[9:]) < 1e-12
+    assert ncm.certify(X, y) > 1e-3
 
 
 @pytest.mark.parametrize("metric", ADDITIVE)
@@ -427,6 +504,16 @@ def test_loo_scores_equal_refits(small, metric, options):
     np.testing.assert_allclose(ncm.fit(X, y).loo_scores(X, y), expected, atol=1e-10)
 
 
+@pytest.mark.parametrize("options", [{}, {"normalize": "l2"}])
+def test_loo_scores_of_nan_are_refused(small, options):
+    X, y = small
+    ncm = NearestClassMeanClassifier(**options).fit(X, y)
+    bad = X.copy()
+    bad[5, 1] = np.nan
+    with pytest.raises(ValueError, match="NaN in row 5"):
+        ncm.loo_scores(bad, y)
+
+
 def test_loo_scores_with_shared_covariance_are_refused(small):
     with pytest.raises(ValueError, match="use cross_val_predict"):
         NearestClassMeanClassifier("mahalanobis").fit(*small).loo_scores(*small)
@@ -465,3 +552,16 @@ def test_real_features_reach_the_recorded_accuracy(data_dir):
     train, test = data["split"] == "train", data["split"] == "test"
     ncm = NearestClassMeanClassifier().fit(data["cls"][train], data["labels"][train])
     assert ncm.score(data["cls"][test], data["labels"][test]) == pytest.approx(0.747, abs=0.006)
+
+
+def test_cosines_of_parallel_means_keep_the_digits_that_float32_can_hold():
+    rng = np.random.default_rng(0)
+    y = np.repeat([0, 1, 2], 40)
+    X = (rng.normal(size=(120, 16)) + 3 * np.eye(3, 16)[y] + 1000.0).astype(np.float32)
+    got = NearestClassMeanClassifier().fit(X, y).class_scores(X)
+    want = (
+        NearestClassMeanClassifier().fit(X.astype(np.float64), y).class_scores(X.astype(np.float64))
+    )
+    assert got.dtype == np.float32
+    # Half a unit in the last place of a number near 1.
+    assert np.abs(got - want).max() < 4e-8

@@ -243,8 +243,8 @@ class PredictsAnnounced(NearestClassMeanClassifier):
 
 class OverwritesOnFailure(NearestClassMeanClassifier):
     def partial_fit(self, X, y, classes=None, sample_weight=None):
-        if hasattr(self, "counts_"):
-            self.counts_[0] += 1
+        if hasattr(self, "moments_"):
+            self.moments_.update(np.zeros((1, self.n_features_in_)), self.classes_[:1])
         return super().partial_fit(X, y, classes, sample_weight)
 
 
