@@ -11,7 +11,7 @@ from sklearn.preprocessing import StandardScaler
 from sklearn.utils import get_tags
 from text_nets import letter_backbone, shared_text_model
 
-from skpool.discriminant import LinearDiscriminantClassifier
+from skpool.discriminant import GaussianClassifier, LinearDiscriminantClassifier
 from skpool.extraction import (
     FeatureExtractor,
     PatchDictionaryExtractor,
@@ -20,7 +20,14 @@ from skpool.extraction import (
     TextFeatureExtractor,
 )
 from skpool.layers import BackboneSelector, LayerAggregator, LayerSelector
-from skpool.linear_model import RidgeHeadClassifier
+from skpool.linear_model import (
+    KernelPredictionErrorClassifier,
+    PredictionErrorClassifier,
+    PredictionErrorNetworkClassifier,
+    RandomFeatureRidgeClassifier,
+    RidgeHeadClassifier,
+    RidgeHeadRegressor,
+)
 from skpool.neighbors import (
     DiscreteKeyValueClassifier,
     KeyQuantizer,
@@ -78,7 +85,13 @@ from skpool.preprocessing import (
     Whitening,
     WhiteningColoring,
 )
-from skpool.prototypes import NearestClassMeanClassifier
+from skpool.prototypes import (
+    CalibratedPrototypeClassifier,
+    MultiPrototypeClassifier,
+    NearestClassMeanClassifier,
+    SimplexClassifier,
+    SubclassClustering,
+)
 
 __all__ = ["INSTANCES", "expected_failures", "name_of", "takes_vectors"]
 
@@ -105,6 +118,10 @@ INSTANCES: dict[type, list[BaseEstimator]] = {
     BackboneSelector: [BackboneSelector("rankme")],
     BagOfFeaturesPooling: [BagOfFeaturesPooling(3), BagOfFeaturesPooling(3, assignment="soft")],
     BilinearPooling: [BilinearPooling(), BilinearPooling(1, vectorize="full")],
+    CalibratedPrototypeClassifier: [
+        CalibratedPrototypeClassifier(0.0),
+        CalibratedPrototypeClassifier(),
+    ],
     CenteredL2Normalizer: [CenteredL2Normalizer(), CenteredL2Normalizer("median", pre_l2=True)],
     CompactBilinearPooling: [
         CompactBilinearPooling(),
@@ -125,6 +142,12 @@ INSTANCES: dict[type, list[BaseEstimator]] = {
     ],
     FisherVectorPooling: [FisherVectorPooling(2, power=None)],
     FrozenStdLayerNormalizer: [FrozenStdLayerNormalizer()],
+    GaussianClassifier: [
+        GaussianClassifier(),
+        GaussianClassifier("diag", shrinkage=0.1),
+        GaussianClassifier("low_rank", shrinkage=0.1, rank=3, normalize="l2"),
+        GaussianClassifier("shared"),
+    ],
     GeMPooling: [
         GeMPooling(),
         GeMPooling(negative="shift"),
@@ -154,6 +177,7 @@ INSTANCES: dict[type, list[BaseEstimator]] = {
         KNNMixtureClassifier(n_neighbors=5),
         KNNMixtureClassifier(n_neighbors=5, mixing="cv", sample_weighting="knn"),
     ],
+    KernelPredictionErrorClassifier: [KernelPredictionErrorClassifier()],
     KeyQuantizer: [KeyQuantizer(3, n_keys=4, key_dim=2, random_state=0)],
     L2Normalizer: [L2Normalizer()],
     LayerAggregator: [
@@ -168,13 +192,19 @@ INSTANCES: dict[type, list[BaseEstimator]] = {
         LinearDiscriminantClassifier(),
         LinearDiscriminantClassifier(0.1, target="unit", priors="uniform"),
         LinearDiscriminantClassifier(0.1, covariance="shared_diag"),
+        LinearDiscriminantClassifier("loo"),
     ],
     LogSumExpPooling: [LogSumExpPooling(), LogSumExpPooling(r=-2.0, scale=None)],
     MomentPooling: [MomentPooling(center=None), MomentPooling((1,))],
+    MultiPrototypeClassifier: [
+        MultiPrototypeClassifier(metric="euclidean", random_state=0),
+        MultiPrototypeClassifier("balanced", reduce="logsumexp", random_state=0),
+    ],
     NearestClassMeanClassifier: [
         NearestClassMeanClassifier(),
         NearestClassMeanClassifier("euclidean", normalize="l2", normalize_means=True),
         NearestClassMeanClassifier("mahalanobis", priors="empirical"),
+        NearestClassMeanClassifier("mahalanobis", covariance="shared_diag", shrinkage=0.1),
     ],
     NegatedPCA: [NegatedPCA(), NegatedPCA(0.5, whiten=True)],
     PatchDictionaryExtractor: [
@@ -196,12 +226,23 @@ INSTANCES: dict[type, list[BaseEstimator]] = {
         PowerNormalizer(l2=True, l1_first=True),
         PowerNormalizer(0.25, clip=True),
     ],
+    PredictionErrorClassifier: [
+        PredictionErrorClassifier(),
+        PredictionErrorClassifier(0.1, kernel="random_features", n_components=30, calibrate=True),
+    ],
+    PredictionErrorNetworkClassifier: [
+        PredictionErrorNetworkClassifier(8, teacher_multiplier=4, output_dim=8)
+    ],
     RMACPooling: [RMACPooling(1), RMACPooling(1, reduce="gem", region_transform=StandardScaler())],
     RMSNormalizer: [RMSNormalizer()],
     RandomFeatureExtractor: [
         RandomFeatureExtractor(width=8, depth=2, input_size=16, n_workers=0),
         RandomFeatureExtractor("vit", width=8, tokens="cls", calibrate=False, n_workers=0),
         RandomFeatureExtractor("mlp", width=8, init="kaiming", input_size=8, n_workers=0),
+    ],
+    RandomFeatureRidgeClassifier: [
+        RandomFeatureRidgeClassifier(20),
+        RandomFeatureRidgeClassifier(40, alpha=0.1, class_weight="balanced"),
     ],
     RandomFeatures: [
         RandomFeatures(20),
@@ -211,17 +252,24 @@ INSTANCES: dict[type, list[BaseEstimator]] = {
     RidgeHeadClassifier: [
         RidgeHeadClassifier(),
         RidgeHeadClassifier(0.1, class_weight="balanced", temperature=5.0),
+        RidgeHeadClassifier("kfold"),
     ],
+    RidgeHeadRegressor: [RidgeHeadRegressor(), RidgeHeadRegressor(0.1, relative=False)],
     SampleNormalizer: [SampleNormalizer("rms"), SampleNormalizer("frozen_layer")],
     ScaleGeM: [ScaleGeM(), ScaleGeM(10.0)],
     SelectedTokenPooling: [
         SelectedTokenPooling(3, criterion="norm"),
         SelectedTokenPooling(0.5, criterion="norm", keep="lowest", fuse_rest=True),
     ],
+    SimplexClassifier: [
+        SimplexClassifier(16),
+        SimplexClassifier(4, solver="procrustes", assign="hungarian"),
+    ],
     SpatialPyramidPooling: [
         SpatialPyramidPooling(),
         SpatialPyramidPooling((1, 2), reduce="gem", normalize_levels="l2"),
     ],
+    SubclassClustering: [SubclassClustering(random_state=0)],
     TemporalPyramidPooling: [
         TemporalPyramidPooling(),
         TemporalPyramidPooling((1, 3), reduce="mean", level_weights=(0.5, 1)),
@@ -302,18 +350,42 @@ def _quantizer_failures(estimator: BaseEstimator) -> dict[str, str]:
     return failures
 
 
+def _weight_failure(estimator: BaseEstimator) -> str | None:
+    """Why a sample of weight 2 is not two samples to it, if it is not."""
+    has_metric = isinstance(estimator, NearestClassMeanClassifier)
+    pools = estimator.metric == "mahalanobis" if has_metric else False
+    pools = pools or isinstance(estimator, (GaussianClassifier, LinearDiscriminantClassifier))
+    if pools and estimator.shrinkage == "oas":
+        return "OAS shrinks by the effective number of samples, which repetition raises"
+    if pools and estimator.shrinkage == "loo":
+        return "a sample that is left out leaves its copies behind"
+    return None
+
+
 def expected_failures(estimator: BaseEstimator) -> dict[str, str]:
     """Checks of scikit-learn's suite and ours that an instance is not meant to pass, and why."""
     if isinstance(estimator, IncrementalPipeline):
         # scikit-learn marks the same of its own Pipeline.
         reason = "the steps of a pipeline are parameters, and fitting fits them in place"
         return {"check_estimators_overwrite_params": reason}
-    has_metric = isinstance(estimator, NearestClassMeanClassifier)
-    pools = estimator.metric == "mahalanobis" if has_metric else False
-    pools = pools or isinstance(estimator, LinearDiscriminantClassifier)
-    if pools and estimator.shrinkage == "oas":
-        reason = "OAS shrinks by the effective number of samples, which repetition raises"
-        return {"check_sample_weight_equivalence_on_dense_data": reason}
+    weights = _weight_failure(estimator)
+    if weights is not None:
+        return {"check_sample_weight_equivalence_on_dense_data": weights}
+    if isinstance(estimator, CalibratedPrototypeClassifier) and estimator.alpha > 0:
+        checks = ("parts_equal_whole", "first_part_may_be_one_row", "new_classes_in_any_call")
+        return dict.fromkeys(
+            (f"check_{name}" for name in checks), "base classes are those of the first call"
+        )
+    if isinstance(estimator, SimplexClassifier):
+        return dict.fromkeys(
+            ("check_parts_equal_whole", "check_new_classes_in_any_call"),
+            "the order of the classes decides whose vertex is whose; scores do not depend on it",
+        )
+    if isinstance(estimator, PredictionErrorNetworkClassifier):
+        return dict.fromkeys(
+            (*_STARTS, "check_announcing_is_not_needed"),
+            "within a class, training depends on order and partition",
+        )
     if isinstance(estimator, TokenStandardScaler) and estimator.per_position:
         reason = "positions have statistics of their own, and vectors have one position"
         return dict.fromkeys(

@@ -66,6 +66,7 @@ def _checks_of(estimator: BaseEstimator) -> Iterator["suite.Check"]:
         yield from suite.INCREMENTAL_CHECKS
         if kind == "classifier":
             yield from suite.INCREMENTAL_CLASSIFIER_CHECKS
+            yield from suite.REFUSAL_CHECKS
 
 
 def _refuse_class(estimator: object) -> None:

@@ -12,6 +12,7 @@ from skpool.utils._estimator_checks._incremental import (
 )
 from skpool.utils._estimator_checks._layers import LAYER_CHECKS
 from skpool.utils._estimator_checks._maps import MAP_CHECKS
+from skpool.utils._estimator_checks._refusals import REFUSAL_CHECKS
 from skpool.utils._estimator_checks._texts import TEXT_CHECKS
 from skpool.utils._estimator_checks._token_maps import ROW_MAP_CHECKS, TOKEN_MAP_CHECKS
 from skpool.utils._estimator_checks._tokens import TOKEN_CHECKS
@@ -25,6 +26,7 @@ __all__ = [
     "INCREMENTAL_CLASSIFIER_CHECKS",
     "LAYER_CHECKS",
     "MAP_CHECKS",
+    "REFUSAL_CHECKS",
     "ROW_MAP_CHECKS",
     "SHARED_CHECKS",
     "TEXT_CHECKS",
