@@ -50,8 +50,6 @@ class _Discriminant(NamedTuple):
     intercept: np.ndarray  # (C,), without priors
     covariance: np.ndarray  # (d, d) or (d,)
     shrinkage: float
-    axes: np.ndarray  # (d, k), of the transform
-    shares: np.ndarray  # (k,), of the variance between classes
 
 
 class LinearDiscriminantClassifier(
@@ -279,6 +277,7 @@ class LinearDiscriminantClassifier(
 
     def _refresh(self) -> None:
         super()._refresh()
+        self._found_axes = None
         # Refused here and not at the first prediction: these are parameters.
         self._check_options()
         self._priors_of_classes()
@@ -309,15 +308,13 @@ class LinearDiscriminantClassifier(
         shifted = means - center
         if covariance.ndim == 1:
             coef, half = shifted / covariance, shifted / np.sqrt(covariance)
-            factor = None
         else:
             factor = SymmetricFactor(covariance)
             if share == 0:
                 self._refuse_singular(factor)
             coef, half = factor.solve(shifted.T).T, factor.half(shifted)
         intercept = -0.5 * (half**2).sum(axis=1)
-        axes, shares = self._axes(half, covariance, factor)
-        return _Discriminant(center, coef, intercept, covariance, share, axes, shares)
+        return _Discriminant(center, coef, intercept, covariance, share)
 
     def _shrunk(self) -> tuple[np.ndarray, float]:
         held, shrinkage = self.moments_, self.shrinkage
@@ -361,11 +358,18 @@ class LinearDiscriminantClassifier(
                 "no covariance; give classes with more than one distinct sample."
             )
 
-    def _axes(
-        self, half: np.ndarray, covariance: np.ndarray, factor: SymmetricFactor | None
-    ) -> tuple[np.ndarray, np.ndarray]:
-        """Directions in which the classes lie apart, in whitened coordinates brought back."""
-        counts = self.moments_.counts_
+    @property
+    def _axes(self) -> tuple[np.ndarray, np.ndarray]:
+        """Directions (d, k) in which the classes lie apart, and their shares of the variance."""
+        if self._found_axes is None:
+            self._found_axes = self._find_axes()
+        return self._found_axes
+
+    def _find_axes(self) -> tuple[np.ndarray, np.ndarray]:
+        counts, solved = self.moments_.counts_, self._solved
+        shifted, covariance = self.moments_.means_ - solved.center, solved.covariance
+        factor = SymmetricFactor(covariance) if covariance.ndim == 2 else None
+        half = shifted / np.sqrt(covariance) if factor is None else factor.half(shifted)
         uniform = isinstance(self.priors, str) and self.priors == "uniform"
         weights = np.full(len(counts), 1 / len(counts)) if uniform else counts / counts.sum()
         apart = np.sqrt(weights)[:, None] * (half - weights @ half)
@@ -373,10 +377,11 @@ class LinearDiscriminantClassifier(
         known = int((singular > 1e-10 * singular.max(initial=0.0)).sum())
         kept = min(known, max(len(counts) - 1, 1), self.n_components or known)
         directions = directions[:kept].T
+        # Of whitened coordinates, brought back.
         if factor is None:
             axes = directions / np.sqrt(covariance)[:, None]
         else:
-            axes = factor.half(np.eye(len(covariance))) @ directions
+            axes = factor.half_back(directions)
         total = (singular**2).sum()
         return axes, singular[:kept] ** 2 / total if total else singular[:kept]
 
@@ -421,7 +426,8 @@ class LinearDiscriminantClassifier(
     @property
     def explained_variance_ratio_(self) -> np.ndarray:
         """Shares of the variance between classes along the directions of `transform`."""
-        return self._known("explained_variance_ratio_").shares
+        self._known("explained_variance_ratio_")
+        return self._axes[1]
 
     def _of_classes(self, name: str, rows: np.ndarray) -> np.ndarray:
         return spread_columns(rows.T, self.moments_.classes_, self.classes_, fill=np.nan).T
@@ -526,7 +532,7 @@ class LinearDiscriminantClassifier(
         """
         check_is_fitted(self)
         X = validate_vectors(self, X, reset=False)
-        axes = self._solved.axes
+        axes = self._axes[0]
         _, restore = numpy_or_tensor(X[:1])
         zero = np.zeros(axes.shape[1])
         return restore(
@@ -535,7 +541,7 @@ class LinearDiscriminantClassifier(
 
     @property
     def _n_features_out(self) -> int:
-        return self._solved.axes.shape[1]
+        return self._axes[0].shape[1]
 
     def __sklearn_tags__(self) -> Tags:
         tags = super().__sklearn_tags__()

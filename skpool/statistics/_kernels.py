@@ -15,6 +15,7 @@ import torch
 from skpool.utils import ArrayLike, as_tensor, check_finite, full_float32
 
 __all__ = [
+    "add_outer",
     "batch_moments",
     "higher_moments",
     "outer_sum",
@@ -50,13 +51,32 @@ def resolve_product_dtype(
     return torch.float64 if exact else torch.float32
 
 
-def outer_sum(rows: np.ndarray, dtype: torch.dtype = torch.float64) -> np.ndarray:
-    """Return ``rows.T @ rows`` in float64, multiplied in `dtype` where that saves time."""
+def add_outer(
+    matrix: np.ndarray,
+    rows: np.ndarray,
+    *,
+    sign: float = 1.0,
+    dtype: torch.dtype = torch.float64,
+) -> None:
+    """Add ``sign * rows.T @ rows`` to a symmetric float64 matrix, in its memory.
+
+    Of the matrix only the panels that `_panels` yields need to be there; all of it is in the end.
+    Products are in `dtype` where that saves time.
+    """
     if len(rows) <= _MANY_MEANS:
         dtype = torch.float64
-    rows = rows.astype(np.float32 if dtype == torch.float32 else np.float64, copy=False)
-    # numpy calls the symmetric rank-k product of the BLAS here: half the work, exact symmetry.
-    return (rows.T @ rows).astype(np.float64, copy=False)
+    # Not by numpy, whose threads and torch's would wait for each other.
+    tensor = torch.from_numpy(np.ascontiguousarray(rows)).to(dtype)
+    if len(rows):
+        _add_product(torch.from_numpy(matrix), tensor, tensor * sign)
+    _mirror(matrix)
+
+
+def outer_sum(rows: np.ndarray, dtype: torch.dtype = torch.float64) -> np.ndarray:
+    """Return ``rows.T @ rows`` in float64, multiplied in `dtype` where that saves time."""
+    total = np.zeros((rows.shape[1], rows.shape[1]))
+    add_outer(total, rows, dtype=dtype)
+    return total
 
 
 def _wide(device: torch.device) -> torch.dtype:
@@ -71,6 +91,16 @@ def _widened(rows: torch.Tensor, wide: torch.dtype) -> torch.Tensor:
     return torch.from_numpy(rows.numpy().astype(np.float64, copy=False))
 
 
+def _less_centres(
+    rows: torch.Tensor, centres: torch.Tensor, index: torch.Tensor, out: torch.Tensor
+) -> torch.Tensor:
+    """Rows less the centre of the class of each, in the memory of `out`."""
+    if len(centres) == 1:
+        return torch.sub(rows, centres, out=out)
+    torch.index_select(centres, 0, index, out=out)
+    return torch.sub(rows, out, out=out)
+
+
 def _add_by_class(out: torch.Tensor, codes: np.ndarray, rows: torch.Tensor) -> None:
     if len(out) == 1:
         out[0] += rows.sum(dim=0)
@@ -79,9 +109,10 @@ def _add_by_class(out: torch.Tensor, codes: np.ndarray, rows: torch.Tensor) -> N
     if out.device.type == "cpu":
         # One entry per column: a scatter-add in one thread, without the many barriers that
         # index_add_ waits at when other processes use the processor too.
-        entries = (np.ones(len(codes)), inverse, np.arange(len(codes) + 1))
+        rows = rows.numpy()
+        entries = (np.ones(len(codes), rows.dtype), inverse, np.arange(len(codes) + 1))
         members = scipy.sparse.csc_array(entries, shape=(len(labels), len(codes)))
-        out.numpy()[labels] += members @ rows.numpy()
+        out.numpy()[labels] += members @ rows
         return
     # index_add_ uses atomics on a GPU, whose order (and last bits) change from run to run.
     order = torch.from_numpy(np.argsort(inverse, kind="stable")).to(out.device)
@@ -127,9 +158,15 @@ def _add_product(gram: torch.Tensor, rows: torch.Tensor, weighted: torch.Tensor)
             target += rows[:, above].T @ weighted[:, right]
 
 
-def _mirrored(upper: np.ndarray) -> np.ndarray:
-    """Return the symmetric matrix of an upper triangle."""
-    return np.triu(upper) + np.triu(upper, 1).T
+def _mirror(matrix: np.ndarray) -> None:
+    """Copy the upper triangle to the lower one, panel by panel: few rows stay in the cache."""
+    d = len(matrix)
+    for start in range(0, d, _PANEL):
+        stop = min(start + _PANEL, d)
+        square = matrix[start:stop, start:stop]
+        # What rounding left between the halves of a square on the diagonal goes the same way.
+        square[...] = np.triu(square) + np.triu(square, 1).T
+        matrix[stop:, start:stop] = matrix[start:stop, stop:].T
 
 
 class _Accumulator:
@@ -142,6 +179,7 @@ class _Accumulator:
         scatter: str,
         dtype: torch.dtype,
         device: torch.device,
+        n_blocks: int,
     ):
         wide = _wide(device)
         d = reference.shape[1]
@@ -158,7 +196,9 @@ class _Accumulator:
             self.squares = torch.zeros(rows, d, dtype=wide, device=device)
         elif scatter in ("shared", "per_class"):
             matrices = 1 if scatter == "shared" else n_classes
-            self.gram = torch.zeros(matrices, d, d, dtype=wide, device=device)
+            # Products of one block are added up in their own type anyway.
+            summed = dtype if n_blocks == 1 else wide
+            self.gram = torch.zeros(matrices, d, d, dtype=summed, device=device)
             if dtype != wide:
                 # Squares all have one sign, and float32 rounds their sums worse than those of
                 # products; they are few, so they are added up by themselves.
@@ -176,8 +216,11 @@ class _Accumulator:
         if not new.size:
             return
         labels, inverse = np.unique(codes[new], return_inverse=True)
-        rows = block[torch.from_numpy(new).to(block.device)].to(self.sums.dtype)
-        means = torch.zeros(len(labels), rows.shape[1], dtype=rows.dtype, device=rows.device)
+        rows = block if len(new) == len(block) else block[torch.from_numpy(new).to(block.device)]
+        # A point near the mean will do, so the type of the products is exact enough.
+        rows = rows.to(self.dtype)
+        shape = len(labels), rows.shape[1]
+        means = torch.zeros(shape, dtype=self.sums.dtype, device=rows.device)
         _add_by_class(means, inverse, rows)
         means /= torch.from_numpy(np.bincount(inverse)).to(means.device)[:, None]
         self.reference[torch.from_numpy(labels).to(block.device)] = means.to(self.dtype)
@@ -198,9 +241,7 @@ class _Accumulator:
             if self.kind == "none":
                 rows = rows.to(self.dtype)
             else:
-                one = len(self.reference) == 1
-                centre = self.reference if one else self.reference[index[part]]
-                rows = torch.sub(rows, centre, out=room[: len(rows)])
+                rows = _less_centres(rows, self.reference, index[part], room[: len(rows)])
             w = None if weights is None else weights[part]
             self._add_sums(rows, codes[part], w)
             if self.gram is not None:
@@ -215,7 +256,7 @@ class _Accumulator:
 
     def _partial(self, several: bool) -> torch.Tensor | None:
         """Where the products of several chunks add up, if in another type than the whole."""
-        if self.diagonal is None or not several:
+        if self.diagonal is None or not several or self.gram.dtype == self.dtype:
             return None
         return torch.zeros(self.gram.shape[1:], dtype=self.dtype, device=self.gram.device)
 
@@ -226,7 +267,11 @@ class _Accumulator:
             ones = torch.ones(len(rows), dtype=rows.dtype, device=rows.device)
             self.sums[0] += rows.T @ (ones if weights is None else weights.to(rows.dtype))
             return
-        plain = _widened(rows, self.sums.dtype)
+        # Centred rows of a chunk add up in their own type, the chunks in float64; plain rows of
+        # "none" may lie anywhere, and squares have one sign.
+        centred = self.gram is not None and self.dtype != self.sums.dtype
+        plain = rows if centred else _widened(rows, self.sums.dtype)
+        weights = weights if weights is None or not centred else weights.to(rows.dtype)
         weighted = plain if weights is None else plain * weights[:, None]
         _add_by_class(self.sums, codes, weighted)
         if self.squares is not None:
@@ -262,14 +307,17 @@ class _Accumulator:
             held = self.squares.cpu().numpy().astype(np.float64, copy=False)
             excess = sums * shift
             return held[0] - excess.sum(axis=0) if self.kind == "shared_diag" else held - excess
-        held = [_mirrored(g) for g in self.gram.cpu().numpy().astype(np.float64, copy=False)]
+        held = [gram.cpu().double().numpy() for gram in self.gram]
         if self.diagonal is not None:
             for g, squares in zip(held, self.diagonal.cpu().numpy(), strict=True):
                 np.fill_diagonal(g, squares)
         excess = sums / np.sqrt(divisor)
         if self.kind == "shared":
-            return held[0] - outer_sum(excess, self.dtype)
-        return [g - np.outer(e, e) for g, e in zip(held, excess, strict=True)]
+            add_outer(held[0], excess, sign=-1.0, dtype=self.dtype)
+            return held[0]
+        for g, e in zip(held, excess, strict=True):
+            add_outer(g, e[None], sign=-1.0)
+        return held
 
 
 def _summed(
@@ -281,7 +329,8 @@ def _summed(
     dtype: torch.dtype,
     block_rows: int,
 ) -> _Accumulator:
-    sums = _Accumulator(len(reference), reference, scatter, dtype, tensor.device)
+    n_blocks = -(-len(tensor) // block_rows)
+    sums = _Accumulator(len(reference), reference, scatter, dtype, tensor.device, n_blocks)
     w = None
     if weights is not None:
         w = as_tensor(weights).to(device=tensor.device, dtype=sums.sums.dtype)

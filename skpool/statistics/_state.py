@@ -11,7 +11,7 @@ import numpy as np
 import scipy.linalg
 import torch
 
-from skpool.statistics._kernels import outer_sum
+from skpool.statistics._kernels import add_outer, outer_sum
 
 __all__ = [
     "Moments",
@@ -135,8 +135,9 @@ def merge_moments(
     elif scatter == "shared":
         # A new class pulls nothing: its mean is its batch mean.
         old = pull > 0
-        between = outer_sum(delta[old] * np.sqrt(pull[old])[:, None], dtype)
-        total = held.scatter + other.scatter + between
+        total = held.scatter + other.scatter
+        if old.any():
+            add_outer(total, delta[old] * np.sqrt(pull[old])[:, None], dtype=dtype)
     elif scatter == "shared_diag":
         total = held.scatter + other.scatter + pull @ delta**2
     elif scatter == "diag":
@@ -265,7 +266,7 @@ def subtract_moments(
         total = None
     elif scatter == "shared":
         total = held.scatter - other.scatter
-        total -= outer_sum(delta * np.sqrt(pull)[:, None], dtype)
+        add_outer(total, delta * np.sqrt(pull)[:, None], sign=-1.0, dtype=dtype)
         _refuse_negative(total, held.scatter)
     elif scatter == "shared_diag":
         total = held.scatter - other.scatter - pull @ delta**2

@@ -7,6 +7,7 @@ distances are its quadratic forms, and a ridge path is one decomposition for all
 
 import numpy as np
 import scipy.linalg
+import torch
 
 from skpool.statistics._checks import check_option
 
@@ -94,10 +95,18 @@ class SymmetricFactor:
         for added in (self.jitter_, *(share * scale for share in shares)):
             shifted = self._A.copy()
             shifted.flat[:: len(shifted) + 1] += added
-            lower, info = scipy.linalg.lapack.dpotrf(shifted, lower=1, clean=1, overwrite_a=1)
+            # By torch, as the moments are: threads of two libraries wait for each other.
+            lower, info = torch.linalg.cholesky_ex(torch.from_numpy(shifted))
             if info == 0:
-                self._lower, self.jitter_ = lower, float(added)
+                self._lower, self.jitter_ = lower.numpy(), float(added)
                 return
+
+    def _triangular(self, B: np.ndarray, *, transposed: bool = False) -> np.ndarray:
+        """Solve with Cholesky's factor, or its transpose."""
+        lower = torch.from_numpy(self._lower)
+        right = torch.from_numpy(np.ascontiguousarray(B))
+        factor = lower.mT if transposed else lower
+        return torch.linalg.solve_triangular(factor, right, upper=transposed).numpy()
 
     def _decomposed(self) -> tuple[np.ndarray, np.ndarray]:
         if self._eigen is None:
@@ -140,7 +149,8 @@ class SymmetricFactor:
         """
         B = self._right_side(B)
         if self._lower is not None:
-            return scipy.linalg.cho_solve((self._lower, True), B, check_finite=False)
+            columns = B if B.ndim == 2 else B[:, None]
+            return self._triangular(self._triangular(columns), transposed=True).reshape(B.shape)
         values, vectors = self._spectrum()
         projected = vectors.T @ B
         return vectors @ (projected / (values if B.ndim == 1 else values[:, None]))
@@ -159,9 +169,28 @@ class SymmetricFactor:
         """
         X = self._rows(X)
         if self._lower is not None:
-            return scipy.linalg.solve_triangular(self._lower, X.T, lower=True, check_finite=False).T
+            return self._triangular(X.T).T
         values, vectors = self._spectrum()
         return (X @ vectors) / np.sqrt(values)
+
+    def half_back(self, D: np.ndarray) -> np.ndarray:
+        """Return directions of `half`'s coordinates in those of the rows.
+
+        Parameters
+        ----------
+        D : ndarray of shape (n, m)
+            One direction per column.
+
+        Returns
+        -------
+        directions : ndarray of shape (n, m)
+            For which ``X @ directions`` is ``half(X) @ D``.
+        """
+        D = self._right_side(D)
+        if self._lower is not None:
+            return self._triangular(D, transposed=True)
+        values, vectors = self._spectrum()
+        return vectors @ (D / np.sqrt(values)[:, None])
 
     def quad(self, X: np.ndarray) -> np.ndarray:
         """Return the quadratic form of the inverse for every row.

@@ -135,3 +135,12 @@ def test_wide_decomposition_is_refused(monkeypatch):
     monkeypatch.setattr("skpool.statistics._symmetric_factor._MAX_WIDTH", 3)
     with pytest.raises(ValueError, match="width 4"):
         _ = SymmetricFactor(np.eye(4)).eigenvalues_
+
+
+@pytest.mark.parametrize("method", ["cholesky", "eigh"])
+def test_directions_brought_back_measure_rows_alike(method):
+    rng = np.random.default_rng(0)
+    A = rng.normal(size=(30, 6))
+    X, D = rng.normal(size=(20, 6)), rng.normal(size=(6, 3))
+    factor = SymmetricFactor(A.T @ A, method)
+    np.testing.assert_allclose(X @ factor.half_back(D), factor.half(X) @ D, atol=1e-12)
