@@ -123,7 +123,7 @@ def _spectra(
         variances = np.diagonal(covariance)
         scale = np.sqrt(np.maximum(variances, np.finfo(np.float64).tiny))
         covariance = covariance / scale / scale[:, None]
-    values, vectors = eigh(covariance, check_finite=False)
+    values, vectors = eigh(covariance, driver="evd", check_finite=False)
     level = values.mean() if target == "identity" else 1.0
     shares = shares[:, None]
     spectra = (1 - shares) * np.maximum(values, 0.0) + shares * level

@@ -10,13 +10,13 @@ import zlib
 from collections.abc import Iterator, Mapping
 
 import numpy as np
-import scipy.linalg
 import torch
 from sklearn.model_selection import BaseCrossValidator, check_cv
 
 from skpool.statistics._checks import check_rows, check_weights
 from skpool.statistics._class_moments import ClassMoments
 from skpool.statistics._combining import merge_all
+from skpool.statistics._symmetric_factor import product, symmetric_eigen
 from skpool.utils import ArrayLike, as_tensor, check_finite
 
 __all__ = ["FoldMoments", "fold_indices", "fold_moments", "ridge_fold_errors"]
@@ -512,13 +512,13 @@ def _held_out_errors(
 ) -> np.ndarray:
     _, mean, scatter, cross, share = _regression(rest, classes)
     count, part_mean, part_scatter, part_cross, part_share = _regression(part, classes)
-    values, vectors = scipy.linalg.eigh(scatter, driver="evd", check_finite=False)
+    values, vectors = symmetric_eigen(scatter)
     scale = np.trace(scatter) / len(mean) if relative else 1.0
     inverse = 1.0 / (np.maximum(values, 0.0) + lambdas[:, None] * scale)
-    weights = vectors.T @ cross
+    weights = product(vectors.T, cross)
     # Everything below in the eigenvectors' coordinates, where W is `inverse` times `weights`.
-    linear = (weights * (vectors.T @ part_cross)).sum(axis=1)
-    squared = (vectors.T @ part_scatter @ vectors) * (weights @ weights.T)
+    linear = (weights * product(vectors.T, part_cross)).sum(axis=1)
+    squared = product(vectors.T, product(part_scatter, vectors)) * product(weights, weights.T)
     offset = (vectors.T @ (part_mean - mean))[:, None] * weights
     left = (part_share - share) - inverse @ offset
     spread = count * (1.0 - (part_share**2).sum())

@@ -12,7 +12,7 @@ import numpy as np
 import scipy.sparse
 import torch
 
-from skpool.utils import ArrayLike, as_tensor, check_finite, full_float32
+from skpool.utils import ArrayLike, as_tensor, check_finite, full_float32, widened
 
 __all__ = [
     "add_outer",
@@ -217,8 +217,8 @@ class _Accumulator:
             return
         labels, inverse = np.unique(codes[new], return_inverse=True)
         rows = block if len(new) == len(block) else block[torch.from_numpy(new).to(block.device)]
-        # A point near the mean will do, so the type of the products is exact enough.
-        rows = rows.to(self.dtype)
+        # A point near the mean will do, so float32 is exact enough.
+        rows = widened(rows)
         shape = len(labels), rows.shape[1]
         means = torch.zeros(shape, dtype=self.sums.dtype, device=rows.device)
         _add_by_class(means, inverse, rows)

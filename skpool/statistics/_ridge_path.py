@@ -10,12 +10,12 @@ from dataclasses import dataclass
 from numbers import Real
 
 import numpy as np
-import scipy.linalg
 import torch
 
 from skpool.statistics._checks import check_option, check_rows, check_weights
 from skpool.statistics._class_moments import ClassMoments
 from skpool.statistics._running_moments import RunningMoments
+from skpool.statistics._symmetric_factor import product, symmetric_eigen
 from skpool.utils import ArrayLike, as_tensor, check_finite, full_float32, widened
 
 __all__ = ["RidgePath"]
@@ -48,10 +48,10 @@ def _decomposed(
     target_mean: np.ndarray,
     target_squares: np.ndarray,
 ) -> _Problem:
-    values, vectors = scipy.linalg.eigh(scatter, driver="evd", check_finite=False)
+    values, vectors = symmetric_eigen(scatter)
     values = np.maximum(values, 0.0)
     trace = float(np.trace(scatter))
-    projected = vectors.T @ cross
+    projected = product(vectors.T, cross)
     return _Problem(n, mean, target_mean, target_squares, values, vectors, projected, trace)
 
 
@@ -61,7 +61,7 @@ def _from_few_rows(rows: np.ndarray, targets: np.ndarray, weights: np.ndarray) -
     mean, target_mean = weights @ rows / n, weights @ targets / n
     root = np.sqrt(weights)[:, None]
     centred, shifted = root * (rows - mean), root * (targets - target_mean)
-    values, left = scipy.linalg.eigh(centred @ centred.T, driver="evd", check_finite=False)
+    values, left = symmetric_eigen(centred @ centred.T)
     keep = values > max(values[-1], 0.0) * max(rows.shape) * np.finfo(np.float64).eps
     values, left = values[keep], left[:, keep]
     vectors = centred.T @ (left / np.sqrt(values))
@@ -352,7 +352,7 @@ class RidgePath:
 
     def _coefficients(self, penalty: float) -> tuple[np.ndarray, np.ndarray]:
         p = self._held
-        coef = (p.vectors @ (self._weights(penalty)[0][:, None] * p.projected)).T
+        coef = product(p.vectors, self._weights(penalty)[0][:, None] * p.projected).T
         return coef, p.target_mean - coef @ p.mean
 
     def coef_path(self, alpha: float) -> tuple[np.ndarray, np.ndarray]:

@@ -6,12 +6,12 @@ distances are its quadratic forms, and a ridge path is one decomposition for all
 """
 
 import numpy as np
-import scipy.linalg
 import torch
 
 from skpool.statistics._checks import check_option
+from skpool.utils import as_tensor
 
-__all__ = ["SymmetricFactor"]
+__all__ = ["SymmetricFactor", "product", "symmetric_eigen"]
 
 _METHODS = ("cholesky", "eigh")
 # Shares of the mean diagonal that are added, one after the other, until a factor exists.
@@ -19,6 +19,20 @@ _JITTERS = 10.0 ** np.arange(-10, -3)
 # A decomposition takes as long as ten to thirty Cholesky factors (d = 384 to 1536, one machine).
 _FEW_SHIFTS = 10
 _MAX_WIDTH = 20_000
+
+
+def symmetric_eigen(A: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Return eigenvalues, ascending, and eigenvectors of a symmetric float64 matrix.
+
+    By torch, as moments are summed: threads of two libraries would wait for each other.
+    """
+    values, vectors = torch.linalg.eigh(as_tensor(A))
+    return values.numpy(), vectors.numpy()
+
+
+def product(A: np.ndarray, B: np.ndarray) -> np.ndarray:
+    """Return ``A @ B`` of large float64 matrices, by torch for the same reason."""
+    return (as_tensor(A) @ as_tensor(B)).numpy()
 
 
 def _checked(A: np.ndarray) -> np.ndarray:
@@ -115,7 +129,7 @@ class SymmetricFactor:
                     f"An eigendecomposition of width {len(self._A)} is refused (above "
                     f"{_MAX_WIDTH}); take fewer features, or one penalty at a time."
                 )
-            self._eigen = scipy.linalg.eigh(self._A, driver="evd", check_finite=False)
+            self._eigen = symmetric_eigen(self._A)
         return self._eigen
 
     @property
