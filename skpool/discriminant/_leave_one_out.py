@@ -11,10 +11,10 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 
 import numpy as np
-from scipy.linalg import eigh
 from sklearn import get_config
 from sklearn.utils import gen_batches
 
+from skpool.statistics import symmetric_eigen
 from skpool.utils import ArrayLike, as_tensor
 
 __all__ = ["LeftOut", "leave_one_out_distances", "loo_accuracies"]
@@ -123,7 +123,7 @@ def _spectra(
         variances = np.diagonal(covariance)
         scale = np.sqrt(np.maximum(variances, np.finfo(np.float64).tiny))
         covariance = covariance / scale / scale[:, None]
-    values, vectors = eigh(covariance, driver="evd", check_finite=False)
+    values, vectors = symmetric_eigen(covariance)
     level = values.mean() if target == "identity" else 1.0
     shares = shares[:, None]
     spectra = (1 - shares) * np.maximum(values, 0.0) + shares * level

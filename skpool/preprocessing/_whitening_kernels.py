@@ -13,6 +13,7 @@ import torch
 
 from skpool.preprocessing._kernels import signed_vectors
 from skpool.preprocessing._memo import remembered
+from skpool.statistics import symmetric_eigen
 
 __all__ = [
     "WHITENING_METHODS",
@@ -41,7 +42,7 @@ Axes = tuple[np.ndarray, np.ndarray]
 
 def _eigen_axes(matrix: np.ndarray) -> Axes:
     """Eigenvalues, descending, and eigenvectors."""
-    values, vectors = scipy.linalg.eigh(matrix, driver="evd", check_finite=False)
+    values, vectors = symmetric_eigen(matrix)
     return values[::-1].copy(), signed_vectors(vectors[:, ::-1])
 
 
@@ -56,7 +57,7 @@ def _singular_axes(rows: np.ndarray) -> Axes:
 
 def _gram_axes(rows: np.ndarray) -> Axes:
     """The same by the small matrix ``rows @ rows.T``, the fastest where rows are few."""
-    values, left = scipy.linalg.eigh(rows @ rows.T, driver="evd", check_finite=False)
+    values, left = symmetric_eigen(rows @ rows.T)
     values, left = values[::-1], left[:, ::-1]
     reached = values > values[0] * max(rows.shape) * np.finfo(np.float64).eps
     vectors = rows.T @ left[:, reached]

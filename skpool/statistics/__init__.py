@@ -18,7 +18,7 @@ from skpool.statistics._folds import (
 from skpool.statistics._ridge_path import RidgePath
 from skpool.statistics._running_moments import RunningMoments
 from skpool.statistics._shards import ShardedMoments
-from skpool.statistics._symmetric_factor import SymmetricFactor
+from skpool.statistics._symmetric_factor import SymmetricFactor, symmetric_eigen
 
 __all__ = [
     "ClassDistances",
@@ -38,4 +38,5 @@ __all__ = [
     "largest_difference",
     "merge_all",
     "ridge_fold_errors",
+    "symmetric_eigen",
 ]

@@ -22,9 +22,28 @@ _MAX_WIDTH = 20_000
 
 
 def symmetric_eigen(A: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """Return eigenvalues, ascending, and eigenvectors of a symmetric float64 matrix.
+    """Decompose a symmetric matrix with the threads that sum up moments.
 
-    By torch, as moments are summed: threads of two libraries would wait for each other.
+    Threads of two libraries, as of torch and of scipy, would wait for each other.
+
+    Parameters
+    ----------
+    A : ndarray of shape (n, n)
+        In float64.
+
+    Returns
+    -------
+    values : ndarray of shape (n,)
+        Eigenvalues, ascending.
+    vectors : ndarray of shape (n, n)
+        Eigenvectors, one per column.
+
+    Examples
+    --------
+    >>> import numpy as np
+    >>> from skpool.statistics import symmetric_eigen
+    >>> symmetric_eigen(np.diag([4.0, 1.0]))[0]
+    array([1., 4.])
     """
     values, vectors = torch.linalg.eigh(as_tensor(A))
     return values.numpy(), vectors.numpy()
