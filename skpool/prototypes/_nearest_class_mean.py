@@ -268,7 +268,8 @@ class NearestClassMeanClassifier(ClassMeansMixin, ClassifierMixin, BaseEstimator
         -------
         scores : ndarray of shape (n_samples, n_classes)
             Columns in the order of `classes_`; -inf for a class without samples. float32 for
-            float32 and half precision, else float64.
+            float32 and half precision, else float64; always float64 for cosines with means that
+            are all but parallel, which float32 would not tell apart.
         """
         check_is_fitted(self)
         scores = self._scores(as_tensor(validate_vectors(self, X, reset=False)))
@@ -341,8 +342,8 @@ class NearestClassMeanClassifier(ClassMeansMixin, ClassifierMixin, BaseEstimator
             options["deviations"] = wide_tensor(solved.deviations, X)
 
         def score(rows: torch.Tensor) -> torch.Tensor:
-            exact = rows.to(prototypes.dtype) if solved.parallel else rows
-            return metric(self._prepared(exact), prototypes, **options).to(rows.dtype)
+            rows = rows.to(prototypes.dtype) if solved.parallel else rows
+            return metric(self._prepared(rows), prototypes, **options)
 
         return scores_of(X, score, n_outputs=len(prototypes))
 

@@ -32,6 +32,8 @@ _NARROW = 256
 _CHUNK_BYTES = 3 * 2**20
 # Sums of squares below this are of numbers whose squares float32 may have rounded away.
 _LEAST_SQUARES = 1e-25
+# Numbers below this have squares that float64 rounds away.
+_NO_SQUARES = 1e-140
 # The terms between means are multiplied in float32 from so many rows on.
 _MANY_MEANS = 512
 # Rows that the reference point of a single class is the mean of, taken from all over the batch.
@@ -281,8 +283,15 @@ class _Accumulator:
         """Tell whether squares in float32 have kept their digits, as far as their sums say."""
         if self.diagonal is None:
             return True
-        squares = float(self.diagonal.sum())
-        return _LEAST_SQUARES < squares < np.inf
+        return _LEAST_SQUARES < self.total() < np.inf
+
+    def total(self) -> float:
+        """Sum of all squares."""
+        if self.diagonal is not None:
+            return float(self.diagonal.sum())
+        if self.gram is None:
+            return float(self.squares.sum())
+        return float(self.gram.diagonal(dim1=1, dim2=2).sum())
 
     def is_finite(self) -> bool:
         parts = (self.sums, self.squares, self.gram, self.diagonal)
@@ -394,6 +403,14 @@ def batch_moments(
         check_finite(X)
         name = str(sums.sums.dtype).removeprefix("torch.")
         raise ValueError(f"The products of X overflow in {name}; scale X down.")
+    if scatter != "none" and sums.total() < _NO_SQUARES:
+        # Equal rows have no squares either, but are not that small.
+        peak = float(tensor.abs().max())
+        if 0 < peak < _NO_SQUARES:
+            raise ValueError(
+                f"The values of X are at most {peak:.3g}, and their squares are 0 in float64; "
+                "scale X up."
+            )
     counts = np.bincount(codes, weights=weights, minlength=len(reference)).astype(np.float64)
     return (counts, *sums.finish(counts))
 

@@ -626,3 +626,12 @@ def test_rows_whose_mean_is_rounding_are_removed():
     moments = ClassMoments("shared").update(X, np.zeros(200, int)).update(X + 5, np.ones(200, int))
     moments.downdate(X[::-1], np.zeros(200, int))
     assert moments.classes_.tolist() == [1]
+
+
+@pytest.mark.parametrize("kind", ["shared", "per_class", "diag", "shared_diag"])
+def test_values_whose_squares_vanish_are_refused(kind):
+    X, y = data(40, 3)
+    with pytest.raises(ValueError, match="scale X up"):
+        ClassMoments(kind).update(X * 1e-170, y)
+    ClassMoments(kind).update(np.zeros((4, 3)), [0, 0, 1, 1])
+    ClassMoments(kind).update(np.full((4, 3), 7.0), [0, 0, 1, 1])
