@@ -6,8 +6,10 @@ partition of the rows gives the same classifier, and rows can be forgotten.
 """
 
 import warnings
+from dataclasses import dataclass
+from functools import cached_property
 from numbers import Integral, Real
-from typing import NamedTuple, Self
+from typing import Self
 
 import numpy as np
 from sklearn.base import (
@@ -42,7 +44,8 @@ _SHRINKAGES = np.logspace(-4, 0, 13)
 _SAFE_SHRINKAGE = 1e-3
 
 
-class _Discriminant(NamedTuple):
+@dataclass(frozen=True, eq=False)
+class _Discriminant:
     """What predictions are made of; classes that hold samples only."""
 
     center: np.ndarray  # (d,), where scores are the intercepts
@@ -50,6 +53,28 @@ class _Discriminant(NamedTuple):
     intercept: np.ndarray  # (C,), without priors
     covariance: np.ndarray  # (d, d) or (d,)
     shrinkage: float
+    shifted: np.ndarray  # (C, d), means around the center
+    weights: np.ndarray  # (C,), of the classes in `axes`
+    n_components: int | None
+
+    @cached_property
+    def axes(self) -> tuple[np.ndarray, np.ndarray]:
+        """Directions (d, k) in which the classes lie apart, and their shares of the variance."""
+        covariance, weights = self.covariance, self.weights
+        factor = SymmetricFactor(covariance) if covariance.ndim == 2 else None
+        half = self.shifted / np.sqrt(covariance) if factor is None else factor.half(self.shifted)
+        apart = np.sqrt(weights)[:, None] * (half - weights @ half)
+        _, singular, directions = np.linalg.svd(apart, full_matrices=False)
+        known = int((singular > 1e-10 * singular.max(initial=0.0)).sum())
+        kept = min(known, max(len(weights) - 1, 1), self.n_components or known)
+        directions = directions[:kept].T
+        # Of whitened coordinates, brought back.
+        if factor is None:
+            axes = directions / np.sqrt(covariance)[:, None]
+        else:
+            axes = factor.half_back(directions)
+        total = (singular**2).sum()
+        return axes, singular[:kept] ** 2 / total if total else singular[:kept]
 
 
 class LinearDiscriminantClassifier(
@@ -277,7 +302,6 @@ class LinearDiscriminantClassifier(
 
     def _refresh(self) -> None:
         super()._refresh()
-        self._found_axes = None
         # Refused here and not at the first prediction: these are parameters.
         self._check_options()
         self._priors_of_classes()
@@ -314,7 +338,12 @@ class LinearDiscriminantClassifier(
                 self._refuse_singular(factor)
             coef, half = factor.solve(shifted.T).T, factor.half(shifted)
         intercept = -0.5 * (half**2).sum(axis=1)
-        return _Discriminant(center, coef, intercept, covariance, share)
+        counts = self.moments_.counts_
+        uniform = isinstance(self.priors, str) and self.priors == "uniform"
+        weights = np.full(len(counts), 1 / len(counts)) if uniform else counts / counts.sum()
+        return _Discriminant(
+            center, coef, intercept, covariance, share, shifted, weights, self.n_components
+        )
 
     def _shrunk(self) -> tuple[np.ndarray, float]:
         held, shrinkage = self.moments_, self.shrinkage
@@ -358,33 +387,6 @@ class LinearDiscriminantClassifier(
                 "no covariance; give classes with more than one distinct sample."
             )
 
-    @property
-    def _axes(self) -> tuple[np.ndarray, np.ndarray]:
-        """Directions (d, k) in which the classes lie apart, and their shares of the variance."""
-        if self._found_axes is None:
-            self._found_axes = self._find_axes()
-        return self._found_axes
-
-    def _find_axes(self) -> tuple[np.ndarray, np.ndarray]:
-        counts, solved = self.moments_.counts_, self._solved
-        shifted, covariance = self.moments_.means_ - solved.center, solved.covariance
-        factor = SymmetricFactor(covariance) if covariance.ndim == 2 else None
-        half = shifted / np.sqrt(covariance) if factor is None else factor.half(shifted)
-        uniform = isinstance(self.priors, str) and self.priors == "uniform"
-        weights = np.full(len(counts), 1 / len(counts)) if uniform else counts / counts.sum()
-        apart = np.sqrt(weights)[:, None] * (half - weights @ half)
-        _, singular, directions = np.linalg.svd(apart, full_matrices=False)
-        known = int((singular > 1e-10 * singular.max(initial=0.0)).sum())
-        kept = min(known, max(len(counts) - 1, 1), self.n_components or known)
-        directions = directions[:kept].T
-        # Of whitened coordinates, brought back.
-        if factor is None:
-            axes = directions / np.sqrt(covariance)[:, None]
-        else:
-            axes = factor.half_back(directions)
-        total = (singular**2).sum()
-        return axes, singular[:kept] ** 2 / total if total else singular[:kept]
-
     # What was learned.
 
     @property
@@ -426,8 +428,7 @@ class LinearDiscriminantClassifier(
     @property
     def explained_variance_ratio_(self) -> np.ndarray:
         """Shares of the variance between classes along the directions of `transform`."""
-        self._known("explained_variance_ratio_")
-        return self._axes[1]
+        return self._known("explained_variance_ratio_").axes[1]
 
     def _of_classes(self, name: str, rows: np.ndarray) -> np.ndarray:
         return spread_columns(rows.T, self.moments_.classes_, self.classes_, fill=np.nan).T
@@ -532,7 +533,7 @@ class LinearDiscriminantClassifier(
         """
         check_is_fitted(self)
         X = validate_vectors(self, X, reset=False)
-        axes = self._axes[0]
+        axes = self._solved.axes[0]
         _, restore = numpy_or_tensor(X[:1])
         zero = np.zeros(axes.shape[1])
         return restore(
@@ -541,7 +542,7 @@ class LinearDiscriminantClassifier(
 
     @property
     def _n_features_out(self) -> int:
-        return self._axes[0].shape[1]
+        return self._solved.axes[0].shape[1]
 
     def __sklearn_tags__(self) -> Tags:
         tags = super().__sklearn_tags__()

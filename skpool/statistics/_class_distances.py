@@ -351,10 +351,18 @@ def class_distances(
         A full covariance per class, one of class and task, one for all classes, variances per
         class, or the largest eigenpairs per class with one variance for the rest of the space
         (the Gaussian of probabilistic principal components [1]_).
-    shrinkage, blend, min_count, correlation, ddof
-        See :func:`class_covariances` and :func:`class_variances`.
+    shrinkage : float, "oas", "ledoit_wolf", tuple or None, default=None
+        See :func:`class_covariances`.
+    blend : float, default=0.0
+        Share of the pooled covariance.
+    min_count : float or None, default=None
+        A class of fewer rows takes the pooled covariance.
     rank : int, default=32
         Eigenpairs of "low_rank".
+    correlation : bool, default=False
+        Whether covariances are divided by their standard deviations.
+    ddof : float, default=0
+        Subtracted from the numbers of rows in the divisors.
 
     Returns
     -------
