@@ -441,7 +441,8 @@ def make_fecam(nonnegative: bool = True) -> GaussianClassifier:
     -----
     The released code shrinks twice for residual networks, takes the covariances of rows that are
     not normalised and the distances of rows that are, and leaves out the power in the first
-    session. A class of one sample takes the pooled covariance here.
+    session. A class of one sample takes the pooled covariance here. Shrinking twice by 1 is
+    shrinking once by 3, which ``shrinkage=("additive", 3.0, 3.0)`` asks for where it helps.
 
     References
     ----------

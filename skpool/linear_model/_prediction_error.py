@@ -76,7 +76,8 @@ class PredictionErrorClassifier(
     calibrate : bool, default=False
         Whether the errors of a class are divided by its expected error at a row of its own that
         was left out. A class of many rows is sure of much; this takes off what follows from
-        numbers alone.
+        numbers alone. It helps where classes are of unequal size, and costs accuracy where they
+        are alike.
     random_state : int, RandomState instance or None, default=0
         Draws the random features. Only estimators of one projection merge.
 
