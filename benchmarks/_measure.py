@@ -7,6 +7,7 @@ them; a ratio is taken within a round, and the median of the rounds is what is p
 
 import io
 import platform
+import threading
 import time
 from collections.abc import Callable
 from importlib.metadata import version
@@ -40,6 +41,32 @@ def peak_memory() -> float:
     # Not `ru_maxrss`, which a process inherits from the one that started it.
     status = Path("/proc/self/status").read_text()
     return int(status.split("VmHWM:")[1].split()[0]) / 1024
+
+
+def extra_bytes(run: Callable[[], object]) -> int:
+    """Largest resident memory during a call, on top of that before it (Linux)."""
+    statm, page = Path("/proc/self/statm"), 4096
+    if not statm.exists():
+        return -1
+
+    def resident() -> int:
+        return page * int(statm.read_text().split()[1])
+
+    before, done = resident(), threading.Event()
+    peak = [before]
+
+    def watch() -> None:
+        while not done.wait(0.002):
+            peak[0] = max(peak[0], resident())
+
+    watcher = threading.Thread(target=watch)
+    watcher.start()
+    try:
+        run()
+    finally:
+        done.set()
+        watcher.join()
+    return peak[0] - before
 
 
 def header(threads: int) -> str:

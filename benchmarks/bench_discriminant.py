@@ -13,14 +13,11 @@ Memory is what a call takes on top of what was held before it.
 """
 
 import argparse
-import threading
 import time
-from collections.abc import Callable
-from pathlib import Path
 
 import numpy as np
 import torch
-from _measure import header, peak_memory, rounds, spread
+from _measure import extra_bytes, header, peak_memory, rounds, spread
 from sklearn.covariance import OAS
 from sklearn.discriminant_analysis import LinearDiscriminantAnalysis
 from threadpoolctl import threadpool_limits
@@ -54,26 +51,6 @@ def vectors(n: int, classes: int, seed: int = 0) -> tuple[np.ndarray, np.ndarray
     X = X @ np.linalg.qr(rng.standard_normal((d, d)))[0].astype(np.float32)
     X += 0.2 * rng.standard_normal((classes, d), dtype=np.float32)[y]
     return X, y
-
-
-def extra_megabytes(run: Callable[[], object]) -> float:
-    """Largest resident memory during a call, on top of that before it (Linux)."""
-    statm = Path("/proc/self/statm")
-    before, done = int(statm.read_text().split()[1]), threading.Event()
-    peak = [before]
-
-    def watch() -> None:
-        while not done.wait(0.002):
-            peak[0] = max(peak[0], int(statm.read_text().split()[1]))
-
-    watcher = threading.Thread(target=watch)
-    watcher.start()
-    try:
-        run()
-    finally:
-        done.set()
-        watcher.join()
-    return (peak[0] - before) * 4096 / 2**20
 
 
 class PublishedStreamingLDA:
@@ -111,11 +88,11 @@ def stream_ours(X: np.ndarray, y: np.ndarray) -> None:
     model.predict(X[:1])
 
 
-def table(seconds: dict[str, np.ndarray], base: str, memory: dict[str, float]) -> None:
+def table(seconds: dict[str, np.ndarray], base: str, memory: dict[str, int]) -> None:
     """Print seconds, ratios within the rounds to `base`, and memory."""
     print(f"{'':44} {'seconds':>26} {'ratio to ' + base:>36} {'memory':>10}")
     for name, values in seconds.items():
-        taken = f"{memory[name]:.0f} MiB" if name in memory else ""
+        taken = f"{memory[name] / 2**20:.0f} MiB" if name in memory else ""
         print(f"{name:44} {spread(values):>26} {spread(values / seconds[base]):>36} {taken:>10}")
 
 
@@ -132,7 +109,7 @@ def measure_fit() -> None:
     }
     print(f"\nFit: {options.rows} x {options.features}, {options.classes} classes, float32")
     seconds = rounds(competitors, options.rounds)
-    memory = {name: extra_megabytes(run) for name, run in competitors.items()}
+    memory = {name: extra_bytes(run) for name, run in competitors.items()}
     table(seconds, "X.T @ X", memory)
     speedup = seconds["scikit-learn, lsqr, auto"] / seconds["ours, OAS"]
     print(f"scikit-learn / ours: {spread(speedup)}", flush=True)
@@ -148,7 +125,7 @@ def measure_stream() -> None:
     }
     print(f"\nStream: blocks of {options.block}; the rank-one updates scaled from {few} rows")
     seconds = rounds(competitors, options.rounds)
-    memory = {name: extra_megabytes(run) for name, run in competitors.items()}
+    memory = {name: extra_bytes(run) for name, run in competitors.items()}
     seconds["rank-one update per row"] *= len(X) / few
     table(seconds, "ours, blocks and one solve", memory)
     print(flush=True)
@@ -211,7 +188,7 @@ def measure_distances() -> None:
         print(f"\n{n} queries; inverses scaled from {few} classes, the published from {fewest}")
         print(f"largest relative difference of float32 from an inverse in float64: {worst:.1e}")
         seconds = rounds(competitors, options.rounds)
-        memory = {name: extra_megabytes(run) for name, run in competitors.items()}
+        memory = {name: extra_bytes(run) for name, run in competitors.items()}
         for name in ("inverse per class", "inverses given"):
             seconds[name] *= classes / few
         seconds["published FeCAM"] *= classes / fewest

@@ -10,15 +10,12 @@ Memory is what a call takes on top of what was held before it.
 """
 
 import argparse
-import threading
 import time
-from collections.abc import Callable
-from pathlib import Path
 
 import faiss
 import numpy as np
 import torch
-from _measure import header, rounds, spread
+from _measure import extra_bytes, header, rounds, spread
 from sklearn.neighbors import KNeighborsClassifier
 from sklearn.preprocessing import normalize
 
@@ -50,32 +47,6 @@ def vectors(n: int, rng: np.random.Generator, centers: np.ndarray) -> tuple[np.n
     X = rng.standard_normal((n, options.features), dtype=np.float32)
     X += centers[y]
     return X, y
-
-
-def extra_bytes(run: Callable[[], object]) -> int:
-    """Largest resident memory during a call, on top of that before it (Linux)."""
-    statm, page = Path("/proc/self/statm"), 4096
-    if not statm.exists():
-        return -1
-
-    def resident() -> int:
-        return page * int(statm.read_text().split()[1])
-
-    before, done = resident(), threading.Event()
-    peak = [before]
-
-    def watch() -> None:
-        while not done.wait(0.002):
-            peak[0] = max(peak[0], resident())
-
-    watcher = threading.Thread(target=watch)
-    watcher.start()
-    try:
-        run()
-    finally:
-        done.set()
-        watcher.join()
-    return peak[0] - before
 
 
 def measure(n: int) -> None:

@@ -10,13 +10,11 @@ Memory is what a call takes on top of what was held before it.
 """
 
 import argparse
-import threading
 from collections.abc import Callable
-from pathlib import Path
 
 import numpy as np
 import torch
-from _measure import header, rounds, spread
+from _measure import extra_bytes, header, rounds, spread
 from sklearn.neighbors import NearestCentroid
 
 from skpool.prototypes import (
@@ -37,32 +35,6 @@ torch.set_num_threads(options.threads)
 PEER = "NearestCentroid"
 READ = "one read of the rows"
 PRODUCT = "one product X @ means.T"
-
-
-def extra_bytes(run: Callable[[], object]) -> int:
-    """Largest resident memory during a call, on top of that before it (Linux)."""
-    statm, page = Path("/proc/self/statm"), 4096
-    if not statm.exists():
-        return -1
-
-    def resident() -> int:
-        return page * int(statm.read_text().split()[1])
-
-    before, done = resident(), threading.Event()
-    peak = [before]
-
-    def watch() -> None:
-        while not done.wait(0.001):
-            peak[0] = max(peak[0], resident())
-
-    watcher = threading.Thread(target=watch)
-    watcher.start()
-    try:
-        run()
-    finally:
-        done.set()
-        watcher.join()
-    return peak[0] - before
 
 
 def table(title: str, competitors: dict[str, Callable[[], object]], n_bytes: int) -> None:
