@@ -15,14 +15,18 @@ import numpy as np
 import torch
 from joblib import Parallel, delayed
 from scipy.special import softmax
-from sklearn import get_config
 from sklearn.base import _fit_context, clone
-from sklearn.utils import gen_batches
 from sklearn.utils.metaestimators import available_if
 from sklearn.utils.validation import _check_sample_weight, check_is_fitted
 
 from skpool.statistics import largest_difference
-from skpool.utils import ArrayLike, check_labels, unchanged_on_error, validate_vectors
+from skpool.utils import (
+    ArrayLike,
+    check_labels,
+    row_batches,
+    unchanged_on_error,
+    validate_vectors,
+)
 
 __all__ = ["ClassScoresMixin", "IncrementalMixin", "MomentsMixin", "log_priors", "spread_columns"]
 
@@ -464,9 +468,7 @@ class MomentsMixin(IncrementalMixin):
     ) -> Any:
         """Return a copy of the moments that was updated or downdated, block by block."""
         moments = self.moments_.copy()
-        row_bytes = self._prepared_row_bytes()
-        fitting = int(get_config()["working_memory"] * 2**20) // row_bytes if row_bytes else len(X)
-        for part in gen_batches(len(X), max(1, fitting)):
+        for part in row_batches(len(X), self._prepared_row_bytes()):
             weights = None if sample_weight is None else sample_weight[part]
             getattr(moments, method)(self._prepared(X[part]), y[part], weights)
         return moments

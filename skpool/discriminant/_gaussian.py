@@ -11,15 +11,14 @@ from numbers import Integral, Real
 from typing import Self
 
 import numpy as np
-from sklearn import get_config
 from sklearn.base import BaseEstimator, ClassifierMixin
-from sklearn.utils import check_random_state, gen_batches
+from sklearn.utils import check_random_state
 from sklearn.utils._param_validation import Interval, StrOptions
 from sklearn.utils.validation import check_is_fitted
 
 from skpool.base import ClassScoresMixin, MomentsMixin, log_priors, spread_columns
 from skpool.statistics import ClassDistances, ClassMoments, class_distances
-from skpool.utils import ArrayLike, as_tensor, unit_rows, validate_vectors, widened
+from skpool.utils import ArrayLike, as_tensor, row_batches, unit_rows, validate_vectors, widened
 
 __all__ = ["GaussianClassifier", "make_fecam"]
 
@@ -412,9 +411,7 @@ class GaussianClassifier(ClassScoresMixin, MomentsMixin, ClassifierMixin, BaseEs
         check_is_fitted(self)
         X = validate_vectors(self, X, reset=False)
         solved = self._solved
-        row_bytes = 32 * self.n_features_in_
-        fitting = max(1, int(get_config()["working_memory"] * 2**20) // row_bytes)
-        parts = gen_batches(len(X), fitting)
+        parts = row_batches(len(X), 32 * self.n_features_in_)
         found = [solved.squared(widened(as_tensor(self._prepared(X[part])))) for part in parts]
         return found[0] if len(found) == 1 else np.concatenate(found)
 

@@ -11,11 +11,9 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 
 import numpy as np
-from sklearn import get_config
-from sklearn.utils import gen_batches
 
 from skpool.statistics import symmetric_eigen
-from skpool.utils import ArrayLike, as_tensor
+from skpool.utils import ArrayLike, as_tensor, row_batches
 
 __all__ = ["LeftOut", "leave_one_out_distances", "loo_accuracies"]
 
@@ -52,8 +50,7 @@ class LeftOut:
     def blocks(self) -> Iterator[tuple[slice, np.ndarray]]:
         """Yield rows around the center, in float64, as many as the working memory holds."""
         center, (C, d) = self.center, self.means.shape
-        fitting = int(get_config()["working_memory"] * 2**20) // (8 * (4 * d + 4 * C))
-        for part in gen_batches(len(self.own), max(1, fitting)):
+        for part in row_batches(len(self.own), 8 * (4 * d + 4 * C)):
             yield part, as_tensor(self.X[part]).cpu().double().numpy() - center
 
 

@@ -16,9 +16,8 @@ from sklearn.utils._param_validation import Interval, StrOptions
 from sklearn.utils.validation import check_is_fitted
 
 from skpool.base import ClassScoresMixin, IncrementalMixin, spread_columns
-from skpool.linear_model._kernels import row_batches
 from skpool.statistics import SymmetricFactor
-from skpool.utils import ArrayLike, as_tensor, validate_vectors
+from skpool.utils import ArrayLike, as_tensor, row_batches, validate_vectors
 
 __all__ = ["KernelPredictionErrorClassifier"]
 

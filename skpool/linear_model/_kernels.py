@@ -1,16 +1,12 @@
 # SPDX-License-Identifier: BSD-3-Clause
 """Pieces of ridge regression on centred sums that the heads of this room share."""
 
-from collections.abc import Iterator
-
 import numpy as np
 import torch
-from sklearn import get_config
-from sklearn.utils import gen_batches
 
 from skpool.statistics import SymmetricFactor
 
-__all__ = ["penalized", "row_batches", "row_leverages"]
+__all__ = ["penalized", "row_leverages"]
 
 # Rows whose centred copies in float64 are held at a time.
 _BLOCK_ROWS = 4096
@@ -29,9 +25,3 @@ def row_leverages(rows: torch.Tensor, center: np.ndarray, factor: SymmetricFacto
     """Return the quadratic form of the inverse for every row around the center, (n,) float64."""
     parts = [factor.quad(part.cpu().double().numpy() - center) for part in rows.split(_BLOCK_ROWS)]
     return np.concatenate(parts)
-
-
-def row_batches(n_rows: int, row_bytes: int) -> Iterator[slice]:
-    """Yield slices of as many rows as scikit-learn's `working_memory` holds; 0 bytes are free."""
-    fitting = int(get_config()["working_memory"] * 2**20) // row_bytes if row_bytes else n_rows
-    return gen_batches(n_rows, max(1, fitting))

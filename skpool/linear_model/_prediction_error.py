@@ -16,10 +16,9 @@ from sklearn.utils._param_validation import Interval, StrOptions
 from sklearn.utils.validation import check_is_fitted
 
 from skpool.base import ClassScoresMixin, spread_columns
-from skpool.linear_model._kernels import row_batches
 from skpool.linear_model._projected_rows import PROJECTION_CONSTRAINTS, ProjectedRowsMixin
 from skpool.statistics import ClassMoments, SymmetricFactor
-from skpool.utils import ArrayLike, apply_affine, as_tensor, validate_vectors
+from skpool.utils import ArrayLike, apply_affine, as_tensor, row_batches, validate_vectors
 
 __all__ = ["PredictionErrorClassifier"]
 

@@ -13,12 +13,11 @@ from numbers import Integral
 import numpy as np
 import torch
 
-from skpool.linear_model._kernels import row_batches
 from skpool.linear_model._projected_rows import PROJECTION_CONSTRAINTS, ProjectedRowsMixin
 from skpool.linear_model._ridge_head import Head, RidgeHeadClassifier
 from skpool.preprocessing import RandomFeatures
 from skpool.statistics import ClassMoments
-from skpool.utils import ArrayLike, as_tensor, validate_vectors
+from skpool.utils import ArrayLike, as_tensor, row_batches, validate_vectors
 
 __all__ = ["RandomFeatureRidgeClassifier"]
 

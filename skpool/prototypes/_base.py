@@ -13,11 +13,9 @@ from typing import Any, Self
 import numpy as np
 import torch
 from scipy.special import softmax
-from sklearn import get_config
-from sklearn.utils import gen_batches
 
 from skpool.base import ClassScoresMixin, MomentsMixin, spread_columns
-from skpool.utils import ArrayLike, full_float32, unchanged_on_error, widened
+from skpool.utils import ArrayLike, full_float32, row_batches, unchanged_on_error, widened
 
 __all__ = ["ClassMeansMixin", "NumberedClassesMixin", "row_blocks", "scores_of", "wide_tensor"]
 
@@ -34,8 +32,7 @@ def wide_tensor(values: np.ndarray, like: torch.Tensor) -> torch.Tensor:
 def row_blocks(X: torch.Tensor, *, n_outputs: int) -> Iterator[tuple[slice, torch.Tensor]]:
     """Yield blocks of rows, as float32 or float64, that fit the working memory with outputs."""
     row_bytes = 8 * (3 * X.shape[1] + 3 * n_outputs)
-    fitting = int(get_config()["working_memory"] * 2**20) // row_bytes
-    for block in gen_batches(len(X), max(1, min(fitting, _BLOCK_ROWS))):
+    for block in row_batches(len(X), row_bytes, most=_BLOCK_ROWS):
         yield block, widened(X[block])
 
 

@@ -6,6 +6,7 @@ is `skpool.utils.estimator_checks`, which uses all rooms as a test does, and whi
 """
 
 from skpool.utils._affine import apply_affine
+from skpool.utils._batches import row_batches
 from skpool.utils._fingerprint import estimator_fingerprint, fingerprint
 from skpool.utils._optional import import_optional
 from skpool.utils._tensors import (
@@ -31,6 +32,7 @@ __all__ = [
     "full_float32",
     "import_optional",
     "numpy_or_tensor",
+    "row_batches",
     "unchanged_on_error",
     "unit_rows",
     "validate_vectors",
