@@ -30,7 +30,8 @@ ALLOWED = {
     "statistics": LEAVES,
     "stores": LEAVES,
     "extraction": LEAVES | {"inputs", "backbones", "pooling", "stores"},
-    "pooling": LEAVES | {"statistics", "stores"},
+    "training": LEAVES | {"stores"},
+    "pooling": LEAVES | {"statistics", "stores", "training"},
     "inspection": LEAVES,
     "model_selection": LEAVES | {"statistics", "stores"},
     "base": LEAVES | {"statistics"},
@@ -40,6 +41,7 @@ ALLOWED = {
     "neighbors": ESTIMATORS,
     "discriminant": ESTIMATORS,
     "linear_model": ESTIMATORS | {"preprocessing"},
+    "probing": ESTIMATORS | {"linear_model", "pooling", "preprocessing", "stores", "training"},
     "distributed": LEAVES | {"inputs", "extraction", "pooling", "stores"},
     "pipeline": ESTIMATORS | {"preprocessing", "pooling", "layers", "prototypes", "stores"},
 }

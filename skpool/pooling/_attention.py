@@ -1,9 +1,9 @@
 # SPDX-License-Identifier: BSD-3-Clause
 """AttentionPooling: token weights that are learned from labels.
 
-The modules stand in `_attention_modules`, their training in `_training`; here are the parameters,
-the labels, and the way from fitted arrays back to a module, which is built anew for every call.
-`_attention_classifier` puts a classifier on top.
+The modules stand in `_attention_modules`, what is minimised in `_linear_objective`; here are the
+parameters, the labels, and the way from fitted arrays back to a module, which is built anew for
+every call. `_attention_classifier` puts a classifier on top.
 """
 
 from collections.abc import Callable
@@ -19,8 +19,9 @@ from sklearn.utils.validation import check_is_fitted
 from skpool.pooling._attention_modules import MODULES, ModuleSpec, TokenAttention, make_module
 from skpool.pooling._base import BasePooling, Plan
 from skpool.pooling._kernels import _in_blocks, pool_mean
-from skpool.pooling._training import LOSSES, TokenRows, class_numbers, train
+from skpool.pooling._linear_objective import LOSSES, train_pooling
 from skpool.stores import TokenArray, validate_tokens
+from skpool.training import TokenRows, class_numbers
 from skpool.utils import ArrayLike, widened
 
 __all__ = ["ATTENTION_CONSTRAINTS", "AttentionPooling", "layers_as_tokens"]
@@ -416,7 +417,7 @@ class AttentionPooling(BasePooling):
         module = make_module(self._spec(tokens.shape[2], tokens.shape[1]), generator)
         if self.standardize:
             module.mean, module.scale = rows.moments()
-        trained = train(
+        trained = train_pooling(
             module,
             rows,
             targets,
@@ -424,7 +425,7 @@ class AttentionPooling(BasePooling):
             lr=self.lr,
             weight_decay=self.weight_decay,
             epochs=self.epochs,
-            minibatch=self.minibatch_size,
+            batch_size=self.minibatch_size,
             validation_fraction=self.validation_fraction,
             device=self.device,
             seed=seed,

@@ -9,8 +9,8 @@ from sklearn.utils import Tags
 from sklearn.utils.validation import check_is_fitted
 
 from skpool.pooling._attention import ATTENTION_CONSTRAINTS, AttentionPooling, layers_as_tokens
-from skpool.pooling._training import class_numbers
 from skpool.stores import TokenArray, validate_tokens
+from skpool.training import class_numbers
 from skpool.utils import ArrayLike, unchanged_on_error
 
 __all__ = ["AttentionPoolingClassifier"]

@@ -15,8 +15,9 @@ from torch import nn
 from torch.nn import functional as F
 
 from skpool.pooling._kernels import pool_gem, pool_max, pool_mean
-from skpool.pooling._training import TokenRows, class_numbers, train
+from skpool.pooling._linear_objective import train_pooling
 from skpool.stores import TokenArray
+from skpool.training import TokenRows, class_numbers
 from skpool.utils import as_tensor, widened
 
 __all__ = [
@@ -194,7 +195,7 @@ def train_exponents(
     _, codes = class_numbers(y, len(tokens), rows.numbers, who)
     pooling = LearnedGeM(start, tokens.shape[2], options)
     in_units = _InUnitsOfTheBatch(pooling)
-    train(in_units, rows, codes, lr=lr, epochs=epochs, minibatch=_MINIBATCH, seed=seed)
+    train_pooling(in_units, rows, codes, lr=lr, epochs=epochs, batch_size=_MINIBATCH, seed=seed)
     return pooling.exponents.detach().double().numpy()
 
 

@@ -6,6 +6,7 @@ replaced (`torch.where`), never multiplied by zero: zero times NaN is NaN. Half 
 widened to float32 before any sum.
 """
 
+import math
 from collections.abc import Callable
 from functools import wraps
 
@@ -114,25 +115,29 @@ def pool_mean_sqrt_len(tokens: torch.Tensor, mask: Mask = None) -> torch.Tensor:
     return pool_sum(tokens, mask) / _counts(tokens, mask).sqrt()
 
 
-def _in_halves(
+def _in_groups(
     tokens: torch.Tensor,
     larger: Callable[..., torch.Tensor],
     extreme: Callable[..., torch.Tensor],
 ) -> torch.Tensor:
     """Extremes over the tokens on the CPU, in little more time than it takes to read them.
 
-    Two long rows of numbers are compared faster than the columns of a table, so one half of a
-    sample's tokens is compared with the other, into memory that stays in the cache.
+    Long rows of numbers are compared faster than the columns of a table, so groups of tokens are
+    compared with one another as one row each, into memory that stays in the cache.
     """
     n, n_tokens, d = tokens.shape
-    half, rows = n_tokens // 2, _block_rows(tokens)
-    out, scratch = tokens.new_empty((n, d)), tokens.new_empty((min(rows, n), half, d))
+    n_groups = math.isqrt(n_tokens)
+    size = n_tokens // n_groups
+    whole, rows = n_groups * size, n_groups * _block_rows(tokens)
+    out, scratch = tokens.new_empty((n, d)), tokens.new_empty((min(rows, n), size * d))
     for start in range(0, n, rows):
-        block = tokens[start : start + rows]
+        block, found = tokens[start : start + rows], out[start : start + rows]
         folded = scratch[: len(block)]
-        larger(block[:, :half], block[:, half : 2 * half], out=folded)
-        extreme(folded, dim=1, out=out[start : start + rows])
-    return larger(out, tokens[:, -1], out=out) if n_tokens % 2 else out
+        extreme(block[:, :whole].reshape(len(block), n_groups, -1), dim=1, out=folded)
+        extreme(folded.view(-1, size, d), dim=1, out=found)
+        if whole < n_tokens:
+            larger(found, extreme(block[:, whole:], dim=1), out=found)
+    return out
 
 
 def _extreme(
@@ -145,7 +150,7 @@ def _extreme(
     """Maximum or minimum over the real tokens."""
     plain = mask is None and tokens.element_size() >= 4 and not tokens.requires_grad
     if plain and tokens.shape[1] > 3 and _on_host(tokens):
-        return _in_halves(tokens, larger, extreme)
+        return _in_groups(tokens, larger, extreme)
     return extreme(_filled(widened(tokens), mask, fill), dim=1)
 
 

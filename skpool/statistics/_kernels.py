@@ -160,6 +160,30 @@ def _add_product(gram: torch.Tensor, rows: torch.Tensor, weighted: torch.Tensor)
             target += rows[:, above].T @ weighted[:, right]
 
 
+class _Panels:
+    """The product of one buffer of rows with itself, again and again into one matrix.
+
+    Its views are cut once: for a chunk of rows, cutting them takes a tenth of the product's time.
+    """
+
+    def __init__(self, gram: torch.Tensor, rows: torch.Tensor):
+        self.gram, self.rows = gram, rows
+        self._views = [
+            (gram[above, right], rows[:, above].T, rows[:, right])
+            for above, right in _panels(rows.shape[1], rows.device)
+        ]
+
+    def are_of(self, gram: torch.Tensor, rows: torch.Tensor) -> bool:
+        """Tell whether the views are of these very numbers."""
+        same = rows.data_ptr() == self.rows.data_ptr() and rows.shape == self.rows.shape
+        return same and gram.data_ptr() == self.gram.data_ptr()
+
+    def add(self) -> None:
+        """Add ``rows.T @ rows`` to the upper triangle."""
+        for target, left, right in self._views:
+            target.addmm_(left, right)
+
+
 def _mirror(matrix: np.ndarray) -> None:
     """Copy the upper triangle to the lower one, panel by panel: few rows stay in the cache."""
     d = len(matrix)
@@ -193,6 +217,7 @@ class _Accumulator:
         self.reference = torch.from_numpy(reference).to(device=device, dtype=dtype)
         self.sums = torch.zeros(n_classes, d, dtype=wide, device=device)
         self.squares = self.gram = self.diagonal = None
+        self._room = self._panels = self._partial = None
         if scatter in ("diag", "shared_diag"):
             rows = 1 if scatter == "shared_diag" else n_classes
             self.squares = torch.zeros(rows, d, dtype=wide, device=device)
@@ -235,8 +260,7 @@ class _Accumulator:
         step = _chunk_rows(block, self.dtype)
         # Blocks of "per_class" are of one class each, see `_blocks`.
         at = int(codes[0]) if self.kind == "per_class" else 0
-        partial = self._partial(len(block) > step)
-        room = self.reference.new_empty(min(step, len(block)), block.shape[1])
+        room = self._rows_room(min(step, len(block)))
         for start in range(0, len(block), step):
             part = slice(start, start + step)
             rows = block[part]
@@ -247,20 +271,37 @@ class _Accumulator:
             w = None if weights is None else weights[part]
             self._add_sums(rows, codes[part], w)
             if self.gram is not None:
-                weighted = rows if w is None else rows * w[:, None].to(rows.dtype)
-                _add_product(self.gram[at] if partial is None else partial, rows, weighted)
-                if self.diagonal is not None:
-                    # The last use of the rows, in their place.
-                    self.diagonal[at] += rows.mul_(weighted).sum(dim=0)
-        if partial is not None:
-            for above, right in _panels(len(partial), block.device):
-                self.gram[at, above, right] += partial[above, right]
+                self._add_products(at, rows, w, several=len(block) > step)
+        if self._partial is not None:
+            for above, right in _panels(len(self._partial), block.device):
+                self.gram[at, above, right] += self._partial[above, right]
+            self._partial.zero_()
 
-    def _partial(self, several: bool) -> torch.Tensor | None:
-        """Where the products of several chunks add up, if in another type than the whole."""
-        if self.diagonal is None or not several or self.gram.dtype == self.dtype:
-            return None
-        return torch.zeros(self.gram.shape[1:], dtype=self.dtype, device=self.gram.device)
+    def _rows_room(self, n_rows: int) -> torch.Tensor:
+        """Memory for centred rows, the same for every chunk."""
+        if self._room is None or len(self._room) < n_rows:
+            self._room = self.reference.new_empty(n_rows, self.reference.shape[1])
+        return self._room[:n_rows]
+
+    def _add_products(
+        self, at: int, rows: torch.Tensor, weights: torch.Tensor | None, *, several: bool
+    ) -> None:
+        """Add the products of centred rows, which are not used any more after that."""
+        gram = self.gram[at]
+        if several and gram.dtype != self.dtype:
+            # The products of several chunks add up in their own type first.
+            if self._partial is None:
+                self._partial = torch.zeros_like(gram, dtype=self.dtype)
+            gram = self._partial
+        weighted = rows if weights is None else rows * weights[:, None].to(rows.dtype)
+        if weights is not None or gram.dtype != rows.dtype:
+            _add_product(gram, rows, weighted)
+        else:
+            if self._panels is None or not self._panels.are_of(gram, rows):
+                self._panels = _Panels(gram, rows)
+            self._panels.add()
+        if self.diagonal is not None:
+            self.diagonal[at] += rows.mul_(weighted).sum(dim=0)
 
     def _add_sums(
         self, rows: torch.Tensor, codes: np.ndarray, weights: torch.Tensor | None
