@@ -85,6 +85,7 @@ from skpool.preprocessing import (
     Whitening,
     WhiteningColoring,
 )
+from skpool.probing import BlockWeightedRidgeClassifier, MomentProbingClassifier
 from skpool.prototypes import (
     CalibratedPrototypeClassifier,
     MultiPrototypeClassifier,
@@ -118,6 +119,10 @@ INSTANCES: dict[type, list[BaseEstimator]] = {
     BackboneSelector: [BackboneSelector("rankme")],
     BagOfFeaturesPooling: [BagOfFeaturesPooling(3), BagOfFeaturesPooling(3, assignment="soft")],
     BilinearPooling: [BilinearPooling(), BilinearPooling(1, vectorize="full")],
+    BlockWeightedRidgeClassifier: [
+        BlockWeightedRidgeClassifier(1),
+        BlockWeightedRidgeClassifier(1, weight=3.0, alpha=0.1, class_weight="balanced"),
+    ],
     CalibratedPrototypeClassifier: [
         CalibratedPrototypeClassifier(0.0),
         CalibratedPrototypeClassifier(),
@@ -196,6 +201,12 @@ INSTANCES: dict[type, list[BaseEstimator]] = {
     ],
     LogSumExpPooling: [LogSumExpPooling(), LogSumExpPooling(r=-2.0, scale=None)],
     MomentPooling: [MomentPooling(center=None), MomentPooling((1,))],
+    MomentProbingClassifier: [
+        MomentProbingClassifier(
+            8, n_heads=2, center=None, conv_layers=0, standardize=False, lr=0.05, epochs=10
+        ),
+        MomentProbingClassifier(combine=(1, 0), lr=0.05, epochs=10),
+    ],
     MultiPrototypeClassifier: [
         MultiPrototypeClassifier(metric="euclidean", random_state=0),
         MultiPrototypeClassifier("balanced", reduce="logsumexp", random_state=0),
@@ -350,6 +361,15 @@ def _quantizer_failures(estimator: BaseEstimator) -> dict[str, str]:
     return failures
 
 
+def _moment_failures(estimator: BaseEstimator) -> dict[str, str]:
+    """Of a head that is trained on tokens."""
+    failures = {"check_batch_size_does_not_matter": "batches are those of the steps"}
+    if estimator.standardize:
+        reason = "tokens are standardised as they are, whatever their samples weigh"
+        failures["check_sample_weight_equivalence_on_dense_data"] = reason
+    return failures
+
+
 def _weight_failure(estimator: BaseEstimator) -> str | None:
     """Why a sample of weight 2 is not two samples to it, if it is not."""
     has_metric = isinstance(estimator, NearestClassMeanClassifier)
@@ -402,6 +422,8 @@ def expected_failures(estimator: BaseEstimator) -> dict[str, str]:
         )
     if isinstance(estimator, (DiscreteKeyValueClassifier, KeyQuantizer, VectorQuantizer)):
         return _quantizer_failures(estimator)
+    if isinstance(estimator, MomentProbingClassifier):
+        return _moment_failures(estimator)
     if isinstance(estimator, BackboneSelector):
         return {"check_list_equals_array": "a list holds blocks, not samples"}
     return {}

@@ -17,9 +17,8 @@ import torch
 from scipy.linalg import get_lapack_funcs
 
 from skpool.pooling._kernels import Mask, pool_first, pool_mean
-from skpool.pooling._side_by_side import side_by_side
 from skpool.pooling._spd_functions import approximate_sqrt, spd_factor
-from skpool.utils import full_float32, unit_rows, widened
+from skpool.utils import full_float32, side_by_side, unit_rows, widened
 
 __all__ = [
     "TokenRows",

@@ -7,12 +7,13 @@ in the product type where the data lie, and their results are added up in float6
 """
 
 from collections.abc import Iterator
+from copy import copy
 
 import numpy as np
 import scipy.sparse
 import torch
 
-from skpool.utils import ArrayLike, as_tensor, check_finite, full_float32, widened
+from skpool.utils import ArrayLike, as_tensor, check_finite, full_float32, side_by_side, widened
 
 __all__ = [
     "add_outer",
@@ -36,6 +37,8 @@ _LEAST_SQUARES = 1e-25
 _NO_SQUARES = 1e-140
 # The terms between means are multiplied in float32 from so many rows on.
 _MANY_MEANS = 512
+# From so many blocks on, a CPU takes some in each thread; for fewer it is not worth the memory.
+_MANY_BLOCKS = 4
 # Rows that the reference point of a single class is the mean of, taken from all over the batch.
 _REFERENCE_ROWS = 1024
 # Columns of a symmetric product that a CPU computes together, from the diagonal on: panels leave
@@ -130,17 +133,20 @@ def _chunk_rows(block: torch.Tensor, dtype: torch.dtype) -> int:
     return max(_CHUNK_BYTES // (d * dtype.itemsize), d // 2, 1)
 
 
-def _blocks(codes: np.ndarray, scatter: str, block_rows: int) -> Iterator[slice | np.ndarray]:
-    """Yield which rows to take together: neighbours, or those of one class for its own product."""
-    if scatter != "per_class":
-        for start in range(0, len(codes), block_rows):
-            yield slice(start, start + block_rows)
-        return
+def _slices(part: slice, block_rows: int) -> list[slice]:
+    starts = range(part.start, part.stop, block_rows)
+    return [slice(start, min(start + block_rows, part.stop)) for start in starts]
+
+
+def _members(codes: np.ndarray, block_rows: int) -> list[np.ndarray]:
+    """Which rows to take together for the products of every class by itself."""
     order = np.argsort(codes, kind="stable")
-    starts = np.flatnonzero(np.diff(codes[order])) + 1
-    for members in np.split(order, starts):
-        for start in range(0, len(members), block_rows):
-            yield members[start : start + block_rows]
+    classes = np.split(order, np.flatnonzero(np.diff(codes[order])) + 1)
+    return [
+        members[start : start + block_rows]
+        for members in classes
+        for start in range(0, len(members), block_rows)
+    ]
 
 
 def _panels(d: int, device: torch.device) -> Iterator[tuple[slice, slice]]:
@@ -238,7 +244,23 @@ class _Accumulator:
             self.reference[0] = rows.to(self.sums.dtype).mean(dim=0).to(self.dtype)
             self.known[0] = True
 
-    def _complete_reference(self, block: torch.Tensor, codes: np.ndarray) -> None:
+    def empty(self) -> "_Accumulator":
+        """Return sums of nothing around the same reference."""
+        new = copy(self)
+        new._room = new._panels = new._partial = None
+        for name in ("sums", "squares", "gram", "diagonal"):
+            held = getattr(self, name)
+            setattr(new, name, None if held is None else torch.zeros_like(held))
+        return new
+
+    def merge(self, other: "_Accumulator") -> None:
+        """Add sums around the same reference."""
+        for name in ("sums", "squares", "gram", "diagonal"):
+            if getattr(self, name) is not None:
+                getattr(self, name).add_(getattr(other, name))
+
+    def complete_reference(self, block: torch.Tensor, codes: np.ndarray) -> None:
+        """Take the mean of the first rows of every new class as its reference."""
         new = np.flatnonzero(~self.known[codes])
         if not new.size:
             return
@@ -256,9 +278,9 @@ class _Accumulator:
     def add(self, block: torch.Tensor, codes: np.ndarray, weights: torch.Tensor | None) -> None:
         index = torch.from_numpy(codes).to(block.device)
         if self.kind != "none":
-            self._complete_reference(block, codes)
+            self.complete_reference(block, codes)
         step = _chunk_rows(block, self.dtype)
-        # Blocks of "per_class" are of one class each, see `_blocks`.
+        # Blocks of "per_class" are of one class each, see `_members`.
         at = int(codes[0]) if self.kind == "per_class" else 0
         room = self._rows_room(min(step, len(block)))
         for start in range(0, len(block), step):
@@ -379,16 +401,39 @@ def _summed(
     dtype: torch.dtype,
     block_rows: int,
 ) -> _Accumulator:
-    n_blocks = -(-len(tensor) // block_rows)
-    sums = _Accumulator(len(reference), reference, scatter, dtype, tensor.device, n_blocks)
+    n = len(tensor)
+    whole = slice(0, n)
+    blocks = _members(codes, block_rows) if scatter == "per_class" else _slices(whole, block_rows)
+    total = _Accumulator(len(reference), reference, scatter, dtype, tensor.device, len(blocks))
     w = None
     if weights is not None:
-        w = as_tensor(weights).to(device=tensor.device, dtype=sums.sums.dtype)
-    with full_float32():
-        sums.start(tensor)
-        for part in _blocks(codes, scatter, block_rows):
+        w = as_tensor(weights).to(device=tensor.device, dtype=total.sums.dtype)
+
+    def add(sums: _Accumulator, parts: list) -> None:
+        for part in parts:
             sums.add(tensor[part], codes[part], None if w is None else w[part])
-    return sums
+
+    with full_float32():
+        total.start(tensor)
+        # A matrix per class is not to be held twice.
+        is_small = len(blocks) < _MANY_BLOCKS or scatter == "per_class"
+        if tensor.device.type != "cpu" or is_small:
+            add(total, blocks)
+            return total
+        if scatter != "none":
+            for part in blocks:
+                total.complete_reference(tensor[part], codes[part])
+        others = {}
+
+        def work(part: slice) -> None:
+            if part.start:
+                others[part.start] = total.empty()
+            add(others.get(part.start, total), _slices(part, block_rows))
+
+        side_by_side(work, n)
+    for _, other in sorted(others.items()):
+        total.merge(other)
+    return total
 
 
 def batch_moments(

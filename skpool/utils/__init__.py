@@ -9,6 +9,7 @@ from skpool.utils._affine import apply_affine
 from skpool.utils._batches import row_batches
 from skpool.utils._fingerprint import estimator_fingerprint, fingerprint
 from skpool.utils._optional import import_optional
+from skpool.utils._side_by_side import side_by_side
 from skpool.utils._tensors import (
     ArrayLike,
     as_tensor,
@@ -33,6 +34,7 @@ __all__ = [
     "import_optional",
     "numpy_or_tensor",
     "row_batches",
+    "side_by_side",
     "unchanged_on_error",
     "unit_rows",
     "validate_vectors",
