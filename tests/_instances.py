@@ -85,7 +85,12 @@ from skpool.preprocessing import (
     Whitening,
     WhiteningColoring,
 )
-from skpool.probing import BlockWeightedRidgeClassifier, MomentProbingClassifier
+from skpool.probing import (
+    AttentiveProbeClassifier,
+    BlockWeightedRidgeClassifier,
+    CosineClassifier,
+    MomentProbingClassifier,
+)
 from skpool.prototypes import (
     CalibratedPrototypeClassifier,
     MultiPrototypeClassifier,
@@ -116,6 +121,12 @@ INSTANCES: dict[type, list[BaseEstimator]] = {
         AttentionPooling("multilayer", n_heads=1, layer_embedding=False, epochs=3),
     ],
     AttentionPoolingClassifier: [AttentionPoolingClassifier(hidden_dim=16)],
+    AttentiveProbeClassifier: [
+        AttentiveProbeClassifier(lr=0.05, epochs=20),
+        AttentiveProbeClassifier(
+            2, n_heads=1, mlp_ratio=2, qk_norm=True, standardize=False, lr=0.05, epochs=20
+        ),
+    ],
     BackboneSelector: [BackboneSelector("rankme")],
     BagOfFeaturesPooling: [BagOfFeaturesPooling(3), BagOfFeaturesPooling(3, assignment="soft")],
     BilinearPooling: [BilinearPooling(), BilinearPooling(1, vectorize="full")],
@@ -133,6 +144,15 @@ INSTANCES: dict[type, list[BaseEstimator]] = {
         CompactBilinearPooling(17, method="random_maclaurin", random_state=None),
     ],
     CompressedRMSNormalizer: [CompressedRMSNormalizer()],
+    CosineClassifier: [
+        CosineClassifier(lr=0.05),
+        CosineClassifier(
+            2, loss="arcface", margin=0.2, scale="learned", n_proxies=2, bias=True, lr=0.02
+        ),
+        CosineClassifier(
+            loss="cosface", margin=0.1, scale="adacos", init="random", bias=True, lr=0.1, epochs=60
+        ),
+    ],
     CovariancePooling: [CovariancePooling(), CovariancePooling("correlation", n_components=1)],
     CrossCovariancePooling: [
         CrossCovariancePooling(center="scalar", projection="random", normalize="column"),
@@ -370,6 +390,34 @@ def _moment_failures(estimator: BaseEstimator) -> dict[str, str]:
     return failures
 
 
+# Checks that passes over parts, a few each, equal the passes over all samples.
+_PASSES = (
+    *_STARTS,
+    "check_announced_class_is_listed_and_never_predicted",
+    "check_announcing_is_not_needed",
+    "check_new_classes_in_any_call",
+)
+
+
+def _attentive_failures(estimator: AttentiveProbeClassifier) -> dict[str, str]:
+    failures = dict.fromkeys(_PASSES, "training depends on order and partition")
+    failures["check_classifiers_train"] = "a normed token of two features is a sign"
+    failures["check_wrong_rank_is_refused"] = "a map of tokens, even of one class, is right"
+    if estimator.standardize:
+        reason = "tokens are standardised as they are, whatever their samples weigh"
+        failures["check_sample_weight_equivalence_on_dense_data"] = reason
+    return failures
+
+
+def _cosine_failures(estimator: CosineClassifier) -> dict[str, str]:
+    # Without a projection, the vectors that are compared are those of X.
+    names = ("check_announced_class_is_listed_and_never_predicted",)
+    names = names if estimator.n_components is None else _PASSES
+    failures = dict.fromkeys(names, "training depends on order and partition")
+    reason = "cosines leave no class the whole space, and a bias does so in time"
+    return failures | {"check_class_weight_classifiers": reason}
+
+
 def _weight_failure(estimator: BaseEstimator) -> str | None:
     """Why a sample of weight 2 is not two samples to it, if it is not."""
     has_metric = isinstance(estimator, NearestClassMeanClassifier)
@@ -422,6 +470,10 @@ def expected_failures(estimator: BaseEstimator) -> dict[str, str]:
         )
     if isinstance(estimator, (DiscreteKeyValueClassifier, KeyQuantizer, VectorQuantizer)):
         return _quantizer_failures(estimator)
+    if isinstance(estimator, AttentiveProbeClassifier):
+        return _attentive_failures(estimator)
+    if isinstance(estimator, CosineClassifier):
+        return _cosine_failures(estimator)
     if isinstance(estimator, MomentProbingClassifier):
         return _moment_failures(estimator)
     if isinstance(estimator, BackboneSelector):

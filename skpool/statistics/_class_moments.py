@@ -21,6 +21,7 @@ from skpool.statistics._checks import (
     read_only,
 )
 from skpool.statistics._kernels import (
+    OpenScatter,
     batch_moments,
     higher_moments,
     outer_sum,
@@ -309,6 +310,8 @@ class ClassMoments:
         self : ClassMoments
         """
         batch, dtype = self._batch(X, y, sample_weight)
+        if isinstance(batch.scatter, OpenScatter):
+            batch = replace(batch, scatter=batch.scatter.onto())
         self._held = subtract_moments(self._state, batch, self.scatter, dtype)
         return self
 

@@ -8,6 +8,7 @@ in the product type where the data lie, and their results are added up in float6
 
 from collections.abc import Iterator
 from copy import copy
+from typing import NamedTuple
 
 import numpy as np
 import scipy.sparse
@@ -16,6 +17,7 @@ import torch
 from skpool.utils import ArrayLike, as_tensor, check_finite, full_float32, side_by_side, widened
 
 __all__ = [
+    "OpenScatter",
     "add_outer",
     "batch_moments",
     "higher_moments",
@@ -72,9 +74,10 @@ def add_outer(
         dtype = torch.float64
     # Not by numpy, whose threads and torch's would wait for each other.
     tensor = torch.from_numpy(np.ascontiguousarray(rows)).to(dtype)
+    target = torch.from_numpy(matrix)
     if len(rows):
-        _add_product(torch.from_numpy(matrix), tensor, tensor * sign)
-    _mirror(matrix)
+        _add_product(target, tensor, tensor * sign)
+    _mirror(target)
 
 
 def outer_sum(rows: np.ndarray, dtype: torch.dtype = torch.float64) -> np.ndarray:
@@ -190,15 +193,55 @@ class _Panels:
             target.addmm_(left, right)
 
 
-def _mirror(matrix: np.ndarray) -> None:
+def _mirror(matrix: torch.Tensor) -> None:
     """Copy the upper triangle to the lower one, panel by panel: few rows stay in the cache."""
     d = len(matrix)
     for start in range(0, d, _PANEL):
         stop = min(start + _PANEL, d)
         square = matrix[start:stop, start:stop]
         # What rounding left between the halves of a square on the diagonal goes the same way.
-        square[...] = np.triu(square) + np.triu(square, 1).T
+        square.copy_(square.triu() + square.triu(1).T)
         matrix[stop:, start:stop] = matrix[start:stop, stop:].T
+
+
+class OpenScatter(NamedTuple):
+    """A scatter of which terms are still apart, so that another can be added in the same pass.
+
+    It is ``products - excess.T @ excess``: products around the reference points of the classes,
+    and what moves them to the means.
+
+    Attributes
+    ----------
+    products : tensor of shape (n_features, n_features)
+        Of which the upper triangle counts.
+    diagonal : tensor of shape (n_features,) or None
+        To be used in place of that of the products.
+    excess : ndarray of shape (n_classes, n_features)
+    """
+
+    products: torch.Tensor
+    diagonal: torch.Tensor | None
+    excess: np.ndarray
+
+    def onto(self, held: np.ndarray | None = None, rows: np.ndarray | None = None) -> np.ndarray:
+        """Return ``held`` plus this scatter plus ``rows.T @ rows``, in float64."""
+        before = None if held is None else as_tensor(held)
+        # Nothing of the products may change.
+        total = (
+            self.products.to(torch.float64, copy=True) if held is None else before + self.products
+        )
+        if self.diagonal is not None:
+            own = self.diagonal if before is None else before.diagonal() + self.diagonal
+            total.diagonal().copy_(own)
+        left = right = torch.from_numpy(self.excess)
+        if rows is not None:
+            left = torch.cat([left, torch.from_numpy(rows)])
+            right = torch.cat([right, torch.from_numpy(-rows)])
+        if len(left) > _MANY_MEANS:
+            left, right = left.to(self.products.dtype), right.to(self.products.dtype)
+        _add_product(total, left, -right)
+        _mirror(total)
+        return total.numpy()
 
 
 class _Accumulator:
@@ -361,7 +404,9 @@ class _Accumulator:
         parts = [part for part in parts if part is not None]
         return all(bool(torch.isfinite(part.sum())) for part in parts)
 
-    def finish(self, counts: np.ndarray) -> tuple[np.ndarray, np.ndarray | list | None]:
+    def finish(
+        self, counts: np.ndarray
+    ) -> tuple[np.ndarray, OpenScatter | np.ndarray | list | None]:
         """Return the means, and the scatter around them instead of around the reference."""
         # A class whose rows all weigh nothing has count 0; its mean is never used.
         divisor = np.maximum(counts, np.finfo(np.float64).tiny)[:, None]
@@ -372,9 +417,13 @@ class _Accumulator:
 
     def _scatter(
         self, sums: np.ndarray, shift: np.ndarray, divisor: np.ndarray
-    ) -> np.ndarray | list | None:
+    ) -> OpenScatter | np.ndarray | list | None:
         if self.kind == "none":
             return None
+        if self.kind == "shared":
+            gram = self.gram[0].cpu()
+            diagonal = None if self.diagonal is None else self.diagonal[0].cpu()
+            return OpenScatter(gram, diagonal, sums / np.sqrt(divisor))
         if self.gram is None:
             held = self.squares.cpu().numpy().astype(np.float64, copy=False)
             excess = sums * shift
@@ -383,11 +432,7 @@ class _Accumulator:
         if self.diagonal is not None:
             for g, squares in zip(held, self.diagonal.cpu().numpy(), strict=True):
                 np.fill_diagonal(g, squares)
-        excess = sums / np.sqrt(divisor)
-        if self.kind == "shared":
-            add_outer(held[0], excess, sign=-1.0, dtype=self.dtype)
-            return held[0]
-        for g, e in zip(held, excess, strict=True):
+        for g, e in zip(held, sums / np.sqrt(divisor), strict=True):
             add_outer(g, e[None], sign=-1.0)
         return held
 
@@ -445,7 +490,7 @@ def batch_moments(
     scatter: str = "shared",
     dtype: torch.dtype = torch.float64,
     block_rows: int = 8192,
-) -> tuple[np.ndarray, np.ndarray, np.ndarray | list | None]:
+) -> tuple[np.ndarray, np.ndarray, OpenScatter | np.ndarray | list | None]:
     """Return counts, means and scatter of the classes of one batch.
 
     Parameters
@@ -470,7 +515,7 @@ def batch_moments(
     -------
     counts : ndarray of shape (n_classes,)
     means : ndarray of shape (n_classes, n_features)
-    scatter : ndarray, list of ndarray or None
+    scatter : OpenScatter for "shared", else ndarray, list of ndarray or None
 
     Raises
     ------

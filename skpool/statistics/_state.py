@@ -11,7 +11,7 @@ import numpy as np
 import scipy.linalg
 import torch
 
-from skpool.statistics._kernels import add_outer, outer_sum
+from skpool.statistics._kernels import OpenScatter, add_outer, outer_sum
 
 __all__ = [
     "Moments",
@@ -42,7 +42,8 @@ class Moments:
     means: np.ndarray
     # (d, d) "shared" | (d,) "shared_diag" | (C, d) "diag" | C arrays (d, d) "per_class" | None.
     # Per-class matrices are separate arrays, so that an update copies only those it touches.
-    scatter: np.ndarray | list | None
+    # Open, of the kind "shared", only from a batch to what it is combined with.
+    scatter: OpenScatter | np.ndarray | list | None
     # Sums of |v|^2 v, (C, d), and of |v|^4, (C,), with v a row less the mean of its class; kept
     # on demand, with "per_class".
     third: np.ndarray | None = None
@@ -135,9 +136,13 @@ def merge_moments(
     elif scatter == "shared":
         # A new class pulls nothing: its mean is its batch mean.
         old = pull > 0
-        total = held.scatter + other.scatter
-        if old.any():
-            add_outer(total, delta[old] * np.sqrt(pull[old])[:, None], dtype=dtype)
+        between = delta[old] * np.sqrt(pull[old])[:, None]
+        if isinstance(other.scatter, OpenScatter):
+            total = other.scatter.onto(held.scatter, between)
+        else:
+            total = held.scatter + other.scatter
+            if old.any():
+                add_outer(total, between, dtype=dtype)
     elif scatter == "shared_diag":
         total = held.scatter + other.scatter + pull @ delta**2
     elif scatter == "diag":
