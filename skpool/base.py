@@ -23,36 +23,13 @@ from skpool.statistics import largest_difference
 from skpool.utils import (
     ArrayLike,
     check_labels,
+    joined_labels,
     row_batches,
     unchanged_on_error,
     validate_vectors,
 )
 
 __all__ = ["ClassScoresMixin", "IncrementalMixin", "MomentsMixin", "log_priors", "spread_columns"]
-
-
-def _labels(y: object, *, n_samples: int) -> np.ndarray:
-    if isinstance(y, torch.Tensor):
-        y = y.cpu().numpy()
-    y = check_labels(y, n_samples=n_samples)
-    # Objects would need pickle to be stored; checked ones are all text or all numbers.
-    return np.array(y.tolist()) if y.dtype.kind == "O" else y
-
-
-def _is_text(labels: np.ndarray) -> bool:
-    return labels.dtype.kind in "US"
-
-
-def _union(known: np.ndarray, new: np.ndarray) -> np.ndarray:
-    """Return the sorted union of two sets of labels, either of which may be empty."""
-    if len(known) == 0 or len(new) == 0:
-        return np.unique(new if len(known) == 0 else known)
-    if _is_text(known) != _is_text(new):
-        raise ValueError(
-            f"y holds labels such as {new.tolist()[0]!r}, but the known ones are such as "
-            f"{known.tolist()[0]!r}; give text or numbers, not both."
-        )
-    return np.union1d(known, new)
 
 
 def _learns_in_parts(estimator: "IncrementalMixin") -> bool:
@@ -248,8 +225,8 @@ class IncrementalMixin:
                 f"{self.n_features_in_}; merge estimators of one width."
             )
         with unchanged_on_error(self):
-            _union(self.classes_, other.classes_)
-            self._announced = _union(self._announced, other._announced)
+            joined_labels(self.classes_, other.classes_)
+            self._announced = joined_labels(self._announced, other._announced)
             self._merge(other)
             self._refresh()
         return self
@@ -302,11 +279,11 @@ class IncrementalMixin:
                 self._announced = np.empty(0, dtype=y.dtype)
                 self._reset()
             else:
-                _union(self.classes_, y)
+                joined_labels(self.classes_, y)
             if classes is not None and len(classes) > 0:
-                announced = _labels(classes, n_samples=len(classes))
-                _union(y, announced)
-                self._announced = _union(self._announced, announced)
+                announced = check_labels(classes, n_samples=len(classes))
+                joined_labels(y, announced)
+                self._announced = joined_labels(self._announced, announced)
             self._update(X, y, sample_weight)
             self._refresh()
         return self
@@ -316,7 +293,7 @@ class IncrementalMixin:
     ) -> tuple[ArrayLike, np.ndarray, np.ndarray | None]:
         """Check rows, labels and weights; rows of weight 0 are left out."""
         X = validate_vectors(self, X, reset=reset, finite=not self._learning_sees_nan())
-        y = _labels(y, n_samples=len(X))
+        y = check_labels(y, n_samples=len(X))
         if sample_weight is None:
             return X, y, None
         if isinstance(sample_weight, torch.Tensor):
@@ -331,7 +308,7 @@ class IncrementalMixin:
 
     def _check_seen(self, y: np.ndarray) -> None:
         seen = self._seen_classes()
-        _union(seen, y)
+        joined_labels(seen, y)
         unknown = np.setdiff1d(y, seen).tolist()
         if unknown:
             raise ValueError(
@@ -341,7 +318,7 @@ class IncrementalMixin:
 
     def _refresh(self) -> None:
         """Recompute what follows from the state; subclasses extend it."""
-        self.classes_ = _union(self._seen_classes(), self._announced)
+        self.classes_ = joined_labels(self._seen_classes(), self._announced)
 
 
 class MomentsMixin(IncrementalMixin):

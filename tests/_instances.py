@@ -21,6 +21,7 @@ from skpool.extraction import (
 )
 from skpool.layers import BackboneSelector, LayerAggregator, LayerSelector
 from skpool.linear_model import (
+    BlockWeightedRidgeClassifier,
     KernelPredictionErrorClassifier,
     PredictionErrorClassifier,
     PredictionErrorNetworkClassifier,
@@ -87,7 +88,6 @@ from skpool.preprocessing import (
 )
 from skpool.probing import (
     AttentiveProbeClassifier,
-    BlockWeightedRidgeClassifier,
     CosineClassifier,
     MomentProbingClassifier,
 )
@@ -223,9 +223,24 @@ INSTANCES: dict[type, list[BaseEstimator]] = {
     MomentPooling: [MomentPooling(center=None), MomentPooling((1,))],
     MomentProbingClassifier: [
         MomentProbingClassifier(
-            8, n_heads=2, center=None, conv_layers=0, standardize=False, lr=0.05, epochs=10
+            8,
+            n_heads=2,
+            center=None,
+            conv_layers=0,
+            standardize=False,
+            lr=0.1,
+            epochs=20,
+            warmup_epochs=0,
         ),
-        MomentProbingClassifier(combine=(1, 0), lr=0.05, epochs=10),
+        MomentProbingClassifier(
+            8,
+            n_heads=2,
+            center="scalar",
+            conv_layers=0,
+            lr=0.1,
+            epochs=20,
+            warmup_epochs=0,
+        ),
     ],
     MultiPrototypeClassifier: [
         MultiPrototypeClassifier(metric="euclidean", random_state=0),
@@ -382,7 +397,7 @@ def _quantizer_failures(estimator: BaseEstimator) -> dict[str, str]:
 
 
 def _moment_failures(estimator: BaseEstimator) -> dict[str, str]:
-    """Of a head that is trained on tokens."""
+    """Of moments that are trained."""
     failures = {"check_batch_size_does_not_matter": "batches are those of the steps"}
     if estimator.standardize:
         reason = "tokens are standardised as they are, whatever their samples weigh"

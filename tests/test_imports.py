@@ -53,7 +53,7 @@ CONSUMER_MODULES = ("utils.discovery", "utils.estimator_checks", "utils._estimat
 REQUIRED = {"PIL", "joblib", "numpy", "safetensors", "scipy", "sklearn", "torch"}
 MODEL_LIBRARIES = {"open_clip", "sentence_transformers", "timm", "torchvision", "transformers"}
 # Rooms that know of files, pixels or weights.
-RAW_ROOMS = {"backbones", "extraction", "inputs", "stores", "utils"}
+RAW_ROOMS = {"backbones", "extraction", "inputs", "stores", "training", "utils"}
 
 
 class Import(NamedTuple):

@@ -1,6 +1,7 @@
 # SPDX-License-Identifier: BSD-3-Clause
 """Linear heads in closed form: ridge on rows or random features, prediction errors, and risks."""
 
+from skpool.linear_model._block_weighted_ridge import BlockWeightedRidgeClassifier
 from skpool.linear_model._kernel_prediction_error import KernelPredictionErrorClassifier
 from skpool.linear_model._prediction_error import PredictionErrorClassifier
 from skpool.linear_model._prediction_error_network import PredictionErrorNetworkClassifier
@@ -14,6 +15,7 @@ from skpool.linear_model._ridge_head import RidgeHeadClassifier
 from skpool.linear_model._ridge_head_regressor import RidgeHeadRegressor
 
 __all__ = [
+    "BlockWeightedRidgeClassifier",
     "KernelPredictionErrorClassifier",
     "PredictionErrorClassifier",
     "PredictionErrorNetworkClassifier",

@@ -99,29 +99,31 @@ def host_distances(
         Q /= np.where(lengths > 0, lengths, 1)[:, None]
         norms = row_norms(X) if norms is None else norms
 
-    def work(piece: tuple[slice, slice]) -> None:
-        places = positions[piece]
-        x = X.take(places.ravel(), axis=0).astype(np.float64, copy=False)
-        x = x.reshape(*places.shape, -1)
-        q = Q[piece[0]]
-        if metric == "euclidean":
-            x -= q[:, None]
-            out[piece] = _sums(x, x, "qkd,qkd->qk")
-            return
-        product = _sums(x, q, "qkd,qd->qk")
-        if metric == "dot":
-            out[piece] = -product
-            return
-        scale = norms[places]
-        product /= np.where(scale > 0, scale, 1)
-        out[piece] = np.maximum(1 - product, 0)
+    def work(pieces: list[tuple[slice, slice]]) -> None:
+        # In memory that stays: a new array of this size costs several times what is done in it.
+        room = np.empty((max(out[piece].size for piece in pieces), X.shape[1]))
+        for piece in pieces:
+            places = positions[piece]
+            x = room[: places.size]
+            np.copyto(x, X.take(places.ravel(), axis=0))
+            x, q = x.reshape(*places.shape, -1), Q[piece[0]]
+            if metric == "euclidean":
+                x -= q[:, None]
+                out[piece] = _sums(x, x, "qkd,qkd->qk")
+                continue
+            product = _sums(x, q, "qkd,qd->qk")
+            if metric == "dot":
+                out[piece] = -product
+                continue
+            scale = norms[places]
+            product /= np.where(scale > 0, scale, 1)
+            out[piece] = np.maximum(1 - product, 0)
 
     pieces = list(_pieces(*positions.shape, X.shape[1]))
     if n_threads == 1 or len(pieces) < _FEW_PIECES:
-        for piece in pieces:
-            work(piece)
+        work(pieces)
         return out
     with ThreadPoolExecutor(n_threads) as pool:
-        # The list raises what a piece raised.
-        list(pool.map(work, pieces))
+        # The list raises what a thread raised.
+        list(pool.map(work, [pieces[i::n_threads] for i in range(n_threads)]))
     return out

@@ -219,7 +219,7 @@ class KNNMixtureClassifier(MetaEstimatorMixin, ClassifierMixin, BaseEstimator):
         """
         with unchanged_on_error(self):
             X = validate_vectors(self, X)
-            y = check_labels(y.cpu().numpy() if hasattr(y, "cpu") else y, n_samples=len(X))
+            y = check_labels(y, n_samples=len(X))
             self._fit(X, y)
         return self
 

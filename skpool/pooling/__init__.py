@@ -7,6 +7,7 @@ which they stream, or plain arrays; nothing here knows where tokens come from.
 
 from skpool.pooling._attention import AttentionPooling
 from skpool.pooling._attention_classifier import AttentionPoolingClassifier
+from skpool.pooling._attention_modules import CrossAttention, TokenAttention
 from skpool.pooling._bag_of_features import BagOfFeaturesPooling
 from skpool.pooling._base import BasePooling
 from skpool.pooling._by_name import Pooling
@@ -17,6 +18,7 @@ from skpool.pooling._gem import GeMPooling, GroupGeMPooling
 from skpool.pooling._kernels import POOLINGS
 from skpool.pooling._log_sum_exp import LogSumExpPooling
 from skpool.pooling._moment import CrossCovariancePooling, MomentPooling
+from skpool.pooling._moment_kernels import cross_pairs, cross_width, pool_cross_covariance
 from skpool.pooling._positional import (
     PositionalDebias,
     PositionalMeanRemoval,
@@ -43,6 +45,7 @@ __all__ = [
     "BilinearPooling",
     "CompactBilinearPooling",
     "CovariancePooling",
+    "CrossAttention",
     "CrossCovariancePooling",
     "FisherVectorPooling",
     "GeMPooling",
@@ -58,11 +61,15 @@ __all__ = [
     "SelectedTokenPooling",
     "SpatialPyramidPooling",
     "TemporalPyramidPooling",
+    "TokenAttention",
     "TokenPooling",
     "TokenSelector",
     "VLADPooling",
     "ViewAggregator",
     "ViewAveragingClassifier",
+    "cross_pairs",
+    "cross_width",
     "fuse_compact_bilinear",
+    "pool_cross_covariance",
     "position_context_decomposition",
 ]

@@ -219,8 +219,7 @@ class ClassMoments:
 
     def _batch(self, X: object, y: object, sample_weight: object) -> tuple[Moments, torch.dtype]:
         X = check_rows(X, self.n_features_in_)
-        y = y.detach().cpu().numpy() if isinstance(y, torch.Tensor) else y
-        y = plain_labels(check_labels(y, n_samples=X.shape[0]))
+        y = check_labels(y, n_samples=X.shape[0])
         weights = check_weights(sample_weight, X.shape[0])
         state = self._state
         self._checklabel_kind(y)
@@ -453,7 +452,7 @@ class ClassMoments:
         if self._held is None:
             return self.copy()
         new = [mapping.get(label, label) for label in self._state.classes.tolist()]
-        labels = plain_labels(check_labels(new, n_samples=len(new))) if new else self._state.classes
+        labels = check_labels(new, n_samples=len(new)) if new else self._state.classes
         return self._with(regroup_moments(self._state, labels, self.scatter))
 
     def pooled(self) -> "ClassMoments":

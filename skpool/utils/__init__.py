@@ -19,7 +19,13 @@ from skpool.utils._tensors import (
     widened,
 )
 from skpool.utils._transaction import unchanged_on_error
-from skpool.utils._validation import all_finite, check_finite, check_labels, validate_vectors
+from skpool.utils._validation import (
+    all_finite,
+    check_finite,
+    check_labels,
+    joined_labels,
+    validate_vectors,
+)
 
 __all__ = [
     "ArrayLike",
@@ -32,6 +38,7 @@ __all__ = [
     "fingerprint",
     "full_float32",
     "import_optional",
+    "joined_labels",
     "numpy_or_tensor",
     "row_batches",
     "side_by_side",

@@ -14,7 +14,7 @@ from sklearn.utils.validation import column_or_1d, validate_data
 from skpool.utils._tensors import ArrayLike, as_tensor
 from skpool.utils._transaction import unchanged_on_error
 
-__all__ = ["all_finite", "check_finite", "check_labels", "validate_vectors"]
+__all__ = ["all_finite", "check_finite", "check_labels", "joined_labels", "validate_vectors"]
 
 _FLOATS = (np.float64, np.float32, np.float16)
 
@@ -163,7 +163,7 @@ def validate_vectors(
     return X
 
 
-def check_labels(y: object, *, n_samples: int) -> np.ndarray:
+def check_labels(y: object, *, n_samples: int, who: str = "This classifier") -> np.ndarray:
     """Check class labels: one per row, of one sortable kind, none missing.
 
     Parameters
@@ -172,10 +172,13 @@ def check_labels(y: object, *, n_samples: int) -> np.ndarray:
         Integers, booleans, strings, or whole floats. -1 is a label like any other.
     n_samples : int
         Rows of the X that comes with it.
+    who : str, default="This classifier"
+        Who requires them, for messages.
 
     Returns
     -------
     y : ndarray of shape (n_samples,)
+        On the host; objects as text or numbers, which are stored without pickle.
 
     Raises
     ------
@@ -190,9 +193,10 @@ def check_labels(y: object, *, n_samples: int) -> np.ndarray:
     """
     if y is None:
         raise ValueError(
-            "This classifier requires y to be passed, but the target y is None; give one label "
-            "per row of X."
+            f"{who} requires y to be passed, but the target y is None; give one label per row of X."
         )
+    if isinstance(y, torch.Tensor):
+        y = y.detach().cpu().numpy()
     # numpy would turn [1, "a"] into text and [1, None] into objects without a word.
     if isinstance(y, (list, tuple)) and len({isinstance(label, str) for label in y}) > 1:
         raise ValueError("y mixes text with other labels; give labels of one type.")
@@ -204,11 +208,46 @@ def check_labels(y: object, *, n_samples: int) -> np.ndarray:
         )
     if y.dtype.kind == "O":
         _check_object_labels(y)
+        y = np.array(y.tolist())
     elif y.dtype.kind == "f":
         _check_float_labels(y)
     elif y.dtype.kind not in "iubUS":
         raise ValueError(f"Unknown label type: y of dtype {y.dtype}; give integers or text.")
     return y
+
+
+def joined_labels(known: np.ndarray, new: np.ndarray) -> np.ndarray:
+    """Return the sorted union of two sets of labels, either of which may be empty.
+
+    Parameters
+    ----------
+    known, new : ndarray of shape (n_classes,)
+        As `check_labels` returns them.
+
+    Returns
+    -------
+    labels : ndarray of shape (n_classes,)
+
+    Raises
+    ------
+    ValueError
+        One holds text and the other numbers.
+
+    Examples
+    --------
+    >>> import numpy as np
+    >>> from skpool.utils import joined_labels
+    >>> joined_labels(np.array([3, 1]), np.array([2]))
+    array([1, 2, 3])
+    """
+    if len(known) == 0 or len(new) == 0:
+        return np.unique(new if len(known) == 0 else known)
+    if (known.dtype.kind in "US") != (new.dtype.kind in "US"):
+        raise ValueError(
+            f"y holds labels such as {new.tolist()[0]!r}, but the known ones are such as "
+            f"{known.tolist()[0]!r}; give text or numbers, not both."
+        )
+    return np.union1d(known, new)
 
 
 def _check_float_labels(y: np.ndarray) -> None:

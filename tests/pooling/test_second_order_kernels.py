@@ -20,9 +20,9 @@ from skpool.pooling._second_order_kernels import (
     upper_second_moment,
     vectorize_symmetric,
 )
-from skpool.utils._side_by_side import side_by_side
 from skpool.pooling._sketch_kernels import draw_count_sketch, draw_signs, pool_compact_bilinear
 from skpool.pooling._spd_functions import newton_schulz, spd_factor
+from skpool.utils._side_by_side import side_by_side
 
 N, L, D = 4, 7, 6
 

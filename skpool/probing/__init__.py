@@ -1,0 +1,18 @@
+# SPDX-License-Identifier: BSD-3-Clause
+"""Heads that are trained by gradient on frozen features.
+
+Linear, cosine, attentive and moment probes: classifiers for vectors or tokens that closed forms
+do not give.
+"""
+
+from skpool.probing._attentive import AttentiveProbeClassifier
+from skpool.probing._cosine import CosineClassifier
+from skpool.probing._moment import MomentProbingClassifier
+from skpool.probing._moment_ridge import make_moment_ridge
+
+__all__ = [
+    "AttentiveProbeClassifier",
+    "CosineClassifier",
+    "MomentProbingClassifier",
+    "make_moment_ridge",
+]
