@@ -22,18 +22,12 @@ from skpool.probing._attentive_modules import (
 )
 from skpool.probing._base import TRAINER_CONSTRAINTS, TorchHeadMixin
 from skpool.stores import TokenArray, validate_tokens
-from skpool.training import (
-    SETTINGS_CONSTRAINTS,
-    HeadTrainer,
-    Loss,
-    Rows,
-    TokenRows,
-    get_loss,
-    pick_device,
-)
-from skpool.utils import ArrayLike, full_float32, widened
+from skpool.training import Rows, TokenRows
+from skpool.utils import ArrayLike
 
 __all__ = ["AttentiveProbeClassifier"]
+
+Mask = torch.Tensor | None
 
 # Samples that are read at a time where nothing is learned.
 _BLOCK = 256
@@ -261,21 +255,15 @@ class AttentiveProbeClassifier(TorchHeadMixin, ClassifierMixin, BaseEstimator):
             A tensor where X was a tensor.
         """
         check_is_fitted(self)
-        tokens, head = self._tokens(X, reset=False), self.module_
+        tokens = self._tokens(X, reset=False)
         longest = tokens.shape[1]
 
-        def weights(values: torch.Tensor, mask: torch.Tensor | None) -> torch.Tensor:
-            values = widened(values)
-            device = pick_device(self.device, values)
-            head.to(device, torch.float32 if device.type == "mps" else values.dtype)
-            mask = None if mask is None else mask.to(device)
-            with torch.inference_mode(), full_float32():
-                found = head.attend(values.to(device, head.mean.dtype), mask)
-                # Tokens of a network are as many as the longest sample of the batch has.
-                found = torch.nn.functional.pad(found, (0, longest - found.shape[-1]))
-                return found.flatten(1).to(values.device)
+        def weights(head: AttentiveHead, values: torch.Tensor, mask: Mask) -> torch.Tensor:
+            found = head.attend(values, mask)
+            # Tokens of a network are as many as the longest sample of the batch has.
+            return torch.nn.functional.pad(found, (0, longest - found.shape[-1])).flatten(1)
 
-        flat = tokens.reduce(weights, batch_size=_BLOCK)
+        flat = tokens.reduce(self._applied(weights), batch_size=_BLOCK)
         n_heads = head_count(self.n_features_in_, self.n_heads)
         return flat.reshape(len(flat), n_heads, self.n_queries, longest)
 
@@ -316,13 +304,6 @@ class AttentiveProbeClassifier(TorchHeadMixin, ClassifierMixin, BaseEstimator):
         if rows is not None and self.standardize:
             head.mean, head.scale = rows.moments()
         return head
-
-    def _loss(self) -> Loss:
-        return get_loss("cross_entropy", label_smoothing=self.label_smoothing)
-
-    def _trainer(self) -> HeadTrainer:
-        names = [name for name in SETTINGS_CONSTRAINTS if hasattr(self, name)]
-        return HeadTrainer(**{name: getattr(self, name) for name in names})
 
     def __sklearn_tags__(self) -> Tags:
         tags = super().__sklearn_tags__()

@@ -30,10 +30,17 @@ from skpool.training import (
     Rows,
     child_seed,
     class_weights,
+    get_loss,
     own_generators,
     pick_device,
 )
-from skpool.utils import check_labels, full_float32, joined_labels, unchanged_on_error
+from skpool.utils import (
+    check_labels,
+    full_float32,
+    joined_labels,
+    unchanged_on_error,
+    widened,
+)
 
 __all__ = ["TRAINER_CONSTRAINTS", "TorchHeadMixin", "grown_linear"]
 
@@ -62,6 +69,8 @@ TRAINER_CONSTRAINTS: dict = {
     "epochs_partial": [Interval(Integral, 1, None, closed="left")],
     "random_state": ["random_state"],
 }
+
+Mask = torch.Tensor | None
 
 # Numbers from which the seeds of a head's parts are drawn.
 _OF_MODULE, _OF_CALLS = 0, 1
@@ -112,10 +121,11 @@ class TorchHeadMixin(CallbackSupportMixin, ClassScoresMixin):
 
     Notes
     -----
-    A head writes the hooks `_rows(X, reset)`, `_make_module(n_features, n_outputs, generator,
-    rows)`, `_loss()` and `_trainer()`; where it has to, `_grow(module, n_new)`,
-    `_initialize(module, rows, codes)` and `_objective(module, loss)`. It has the parameters
-    `device` and `random_state`, and may have `class_weight` and `epochs_partial`.
+    A head writes the hooks `_rows(X, reset)` and `_make_module(n_features, n_outputs, generator,
+    rows)`; where it has to, `_grow(module, n_new)`, `_initialize(module, rows, codes, weights)`,
+    `_objective(module, loss)`, `_loss()` and `_trainer()`. It has the parameters `device`,
+    `random_state` and `label_smoothing`, any of `HeadTrainer`, and may have `class_weight` and
+    `epochs_partial`.
 
     Dropout must be a `torch.nn.Dropout`, whose draws come from the seed. What the optimizer
     remembers is kept for `partial_fit`: of Adam, twice the size of the weights.
@@ -198,7 +208,7 @@ class TorchHeadMixin(CallbackSupportMixin, ClassScoresMixin):
         """
         check_is_fitted(self)
         rows = self._rows(X, reset=False)
-        scores = rows.reduce(self._forward()).cpu().numpy()
+        scores = rows.reduce(self._applied()).cpu().numpy()
         seen = np.argsort(self._outputs)
         return spread_columns(scores[:, seen], self._outputs[seen], self.classes_, fill=-np.inf)
 
@@ -227,12 +237,16 @@ class TorchHeadMixin(CallbackSupportMixin, ClassScoresMixin):
         raise NotImplementedError
 
     def _trainer(self) -> HeadTrainer:
-        raise NotImplementedError
+        """Settings, which are parameters of the estimator as far as it has them."""
+        names = [name for name in SETTINGS_CONSTRAINTS if hasattr(self, name)]
+        return HeadTrainer(**{name: getattr(self, name) for name in names})
 
     def _loss(self) -> Loss:
-        raise NotImplementedError
+        return get_loss("cross_entropy", label_smoothing=self.label_smoothing)
 
-    def _initialize(self, module: nn.Module, rows: Rows, codes: np.ndarray) -> None:
+    def _initialize(
+        self, module: nn.Module, rows: Rows, codes: np.ndarray, weights: np.ndarray | None
+    ) -> None:
         """Give a new module weights that follow from the labels."""
 
     def _grow(self, module: nn.Module, n_new: int) -> None:
@@ -279,7 +293,7 @@ class TorchHeadMixin(CallbackSupportMixin, ClassScoresMixin):
             self._counts = self._counted(codes, weights)
             if module is None:
                 module = self._built(rows)
-                self._initialize(module, rows, codes)
+                self._initialize(module, rows, codes, weights)
             elif len(self._outputs) > n_old:
                 self._grow(module, len(self._outputs) - n_old)
             self._train(module, rows, codes, weights, trainer, context)
@@ -399,19 +413,22 @@ class TorchHeadMixin(CallbackSupportMixin, ClassScoresMixin):
             **{name: getattr(self, name) for name in names},
         }
 
-    def _forward(self) -> Callable[[torch.Tensor, torch.Tensor | None], torch.Tensor]:
-        """The module as a function, where it computes and in the float type of the values."""
+    def _applied(
+        self, compute: Callable[[nn.Module, torch.Tensor, Mask], torch.Tensor] = nn.Module.__call__
+    ) -> Callable[[torch.Tensor, Mask], torch.Tensor]:
+        """A function of the module as one of values and mask, computed where the module does."""
         module = self.module_
 
-        def forward(values: torch.Tensor, mask: torch.Tensor | None) -> torch.Tensor:
+        def applied(values: torch.Tensor, mask: Mask) -> torch.Tensor:
+            values = widened(values)
             device = pick_device(self.device, values)
             dtype = torch.float32 if device.type == "mps" else values.dtype
             module.to(device, dtype)
             mask = None if mask is None else mask.to(device)
             with torch.inference_mode(), full_float32():
-                return module(values.to(device, dtype), mask).to(values.device)
+                return compute(module, values.to(device, dtype), mask).to(values.device)
 
-        return forward
+        return applied
 
     def __sklearn_is_fitted__(self) -> bool:
         return hasattr(self, "weights_")

@@ -31,16 +31,12 @@ from skpool.probing._cosine_modules import (
     make_cosine_head,
 )
 from skpool.training import (
-    SETTINGS_CONSTRAINTS,
-    HeadTrainer,
     Loss,
     Rows,
     VectorRows,
     child_seed,
-    get_loss,
-    pick_device,
 )
-from skpool.utils import ArrayLike, full_float32, unchanged_on_error, validate_vectors
+from skpool.utils import ArrayLike, unchanged_on_error, validate_vectors
 
 __all__ = ["CosineClassifier"]
 
@@ -318,7 +314,7 @@ class CosineClassifier(
                     f"y holds the label {known[0]!r}, which is known; give samples of new classes "
                     "alone, or call partial_fit."
                 )
-            self._counts = self._counted(self._append(rows, labels), None)
+            self._counts = self._counted(self._append(rows, labels, None), None)
         return self
 
     def transform(self, X: ArrayLike) -> ArrayLike:
@@ -336,16 +332,11 @@ class CosineClassifier(
         """
         check_is_fitted(self)
         X = validate_vectors(self, X, reset=False)
-        module = self.module_
 
-        def embed(values: torch.Tensor, mask: None) -> torch.Tensor:
-            device = pick_device(self.device, values)
-            dtype = torch.float32 if device.type == "mps" else values.dtype
-            module.to(device, dtype)
-            with torch.inference_mode(), full_float32():
-                return module.embed(values.to(device, dtype)).to(values.device)
+        def embed(head: CosineHead, values: torch.Tensor, mask: None) -> torch.Tensor:
+            return head.embed(values)
 
-        vectors = VectorRows(X).reduce(embed)
+        vectors = VectorRows(X).reduce(self._applied(embed))
         return vectors if isinstance(X, torch.Tensor) else vectors.numpy()
 
     @property
@@ -380,30 +371,26 @@ class CosineClassifier(
         )
         return make_cosine_head(spec, generator)
 
-    def _chosen(
-        self, rows: Rows, y: object, sample_weight: object
-    ) -> tuple[Rows, np.ndarray, np.ndarray | None]:
-        rows, y, weights = super()._chosen(rows, y, sample_weight)
-        # For the class means.
-        rows.weights = weights
-        return rows, y, weights
-
-    def _initialize(self, module: CosineHead, rows: Rows, codes: np.ndarray) -> None:
+    def _initialize(
+        self, module: CosineHead, rows: Rows, codes: np.ndarray, weights: np.ndarray | None
+    ) -> None:
         if self.init == "class_means":
-            self._place(module, rows, codes)
+            self._place(module, rows, codes, weights)
 
-    def _place(self, module: CosineHead, rows: Rows, codes: np.ndarray) -> None:
+    def _place(
+        self, module: CosineHead, rows: Rows, codes: np.ndarray, weights: np.ndarray | None
+    ) -> None:
         """Let the last classes of a head start from the means of their rows."""
-        directions = class_directions(module, rows, codes, rows.weights)
+        directions = class_directions(module, rows, codes, weights)
         seed = child_seed(self._seed, len(module.weight), len(directions))
         module.place(directions, torch.Generator().manual_seed(seed))
 
-    def _append(self, rows: Rows, y: np.ndarray) -> np.ndarray:
+    def _append(self, rows: Rows, y: np.ndarray, weights: np.ndarray | None) -> np.ndarray:
         """Add the classes of these rows, all of them new; the outputs of the rows."""
         module, n_old = self.module_, len(self._outputs)
         codes = self._take_classes(y, None)
         module.append(len(self._outputs) - n_old)
-        self._place(module, rows, codes - n_old)
+        self._place(module, rows, codes - n_old, weights)
         vars(self).update(self._as_of_now(module))
         return codes
 
@@ -412,12 +399,8 @@ class CosineClassifier(
         rows, labels, weights = self._chosen(self._rows(X, reset=False), y, sample_weight)
         new = np.flatnonzero(~np.isin(labels, self._outputs))
         if len(new):
-            arrived = rows.among(new)
-            arrived.weights = None if weights is None else weights[new]
-            self._append(arrived, labels[new])
-
-    def _loss(self) -> Loss:
-        return get_loss("cross_entropy", label_smoothing=self.label_smoothing)
+            weights = None if weights is None else weights[new]
+            self._append(rows.among(new), labels[new], weights)
 
     def _objective(self, module: CosineHead, loss: Loss) -> CosineObjective:
         return CosineObjective(
@@ -429,7 +412,3 @@ class CosineClassifier(
             feature_ratio=self.feature_ratio,
             seed=child_seed(self._seed, self._n_calls),
         )
-
-    def _trainer(self) -> HeadTrainer:
-        names = [name for name in SETTINGS_CONSTRAINTS if hasattr(self, name)]
-        return HeadTrainer(**{name: getattr(self, name) for name in names})

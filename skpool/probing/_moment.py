@@ -28,15 +28,8 @@ from skpool.probing._moment_modules import (
     most_convolutions,
 )
 from skpool.stores import TokenArray, validate_tokens
-from skpool.training import (
-    SETTINGS_CONSTRAINTS,
-    HeadTrainer,
-    Loss,
-    TokenRows,
-    get_loss,
-    pick_device,
-)
-from skpool.utils import ArrayLike, full_float32, widened
+from skpool.training import SETTINGS_CONSTRAINTS, TokenRows
+from skpool.utils import ArrayLike
 
 __all__ = ["MomentProbingClassifier"]
 
@@ -316,18 +309,14 @@ class MomentProbingClassifier(
             tokens (float32 for half precision); a tensor where X was a tensor.
         """
         check_is_fitted(self)
-        tokens, head = self._tokens(X, reset=False), self.module_
 
-        def moments(values: torch.Tensor, mask: torch.Tensor | None) -> torch.Tensor:
-            values = widened(values)
-            device = pick_device(self.device, values)
-            head.to(device, torch.float32 if device.type == "mps" else values.dtype)
-            mask = None if mask is None else mask.to(device)
-            with torch.inference_mode(), full_float32():
-                parts = head.moments(values.to(device, head.token_mean.dtype), mask)
-                return torch.cat([x for x in parts if x is not None], dim=1).to(values.device)
+        def moments(
+            head: MomentHead, values: torch.Tensor, mask: torch.Tensor | None
+        ) -> torch.Tensor:
+            return torch.cat([x for x in head.moments(values, mask) if x is not None], dim=1)
 
-        return tokens.reduce(moments, batch_size=_BLOCK)
+        tokens = self._tokens(X, reset=False)
+        return tokens.reduce(self._applied(moments), batch_size=_BLOCK)
 
     @property
     def _n_features_out(self) -> int:
@@ -462,16 +451,6 @@ class MomentProbingClassifier(
     def _as_of_now(self, module: nn.Module) -> dict[str, object]:
         held = {name: getattr(self, name) for name in ("_form", "first_", "n_prefix_tokens_")}
         return super()._as_of_now(module) | held
-
-    # The training.
-
-    def _loss(self) -> Loss:
-        return get_loss("cross_entropy", label_smoothing=self.label_smoothing)
-
-    def _trainer(self) -> HeadTrainer:
-        names = [name for name in TRAINER_CONSTRAINTS if name in SETTINGS_CONSTRAINTS]
-        names.append("optimizer")
-        return HeadTrainer(**{name: getattr(self, name) for name in names})
 
     def __sklearn_tags__(self) -> Tags:
         tags = super().__sklearn_tags__()
