@@ -6,7 +6,7 @@
 the seeds with its standard error; differences to the first probe are paired within a seed. Settings
 are not tuned on the test parts. Seconds are those of `fit`, the median of the seeds.
 
-    python benchmarks/bench_probing.py [--seeds 5] [--only moment] [--threads 1]
+    python benchmarks/bench_probing.py [--seeds 5] [--only moment attentive] [--threads 1]
 """
 
 import argparse
@@ -17,17 +17,24 @@ import numpy as np
 import torch
 from _measure import DATA, header
 from sklearn.base import BaseEstimator, clone
+from sklearn.linear_model import RidgeClassifierCV
 from sklearn.model_selection import StratifiedShuffleSplit
 from sklearn.pipeline import make_pipeline
 
 from skpool.linear_model import RidgeHeadClassifier
 from skpool.pooling import CovariancePooling, TokenPooling
-from skpool.probing import MomentProbingClassifier, make_moment_ridge
+from skpool.preprocessing import L2Normalizer
+from skpool.probing import (
+    AttentiveProbeClassifier,
+    CosineClassifier,
+    MomentProbingClassifier,
+    make_moment_ridge,
+)
 from skpool.stores import TokenArray
 
 parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
 parser.add_argument("--seeds", type=int, default=5)
-parser.add_argument("--only", default="", help="probes whose name holds this, and the first")
+parser.add_argument("--only", nargs="*", default=[""], help="probes whose name holds one of these")
 parser.add_argument("--threads", type=int, default=1)
 options = parser.parse_args()
 torch.set_num_threads(options.threads)
@@ -46,25 +53,37 @@ def plain(**settings: object) -> MomentProbingClassifier:
     return moment(proj_dim=64, n_heads=2, conv_layers=0, **settings)
 
 
+def attentive(n_queries: int = 1, **settings: object) -> AttentiveProbeClassifier:
+    """An attentive probe with the same steps."""
+    return AttentiveProbeClassifier(n_queries, **{**STEPS, **settings})
+
+
 PROBES: dict[str, BaseEstimator] = {
     "class token, ridge": make_pipeline(TokenPooling("cls"), RidgeHeadClassifier()),
     "class token and mean, ridge": make_pipeline(
         TokenPooling(("cls", "mean")), RidgeHeadClassifier()
     ),
-    "covariance, root, ridge": make_pipeline(
+    "covariance, root, 18528 features, ridge of scikit-learn": make_pipeline(
+        CovariancePooling(), L2Normalizer(), RidgeClassifierCV(np.logspace(-3, 3, 13))
+    ),
+    "covariance, root, 64 components, ridge": make_pipeline(
         CovariancePooling(n_components=64), RidgeHeadClassifier()
     ),
-    "class token, trained": moment(combine=(1, 0)),
     "moment ridge, mean": make_moment_ridge(),
     "moment ridge, class token": make_moment_ridge(first="cls"),
     "moment ridge, both": make_moment_ridge(first="both"),
     "moment ridge, both, signed roots": make_moment_ridge(first="both", normalize="power"),
-    "moment probe, 128 / 4, centred tokens": moment(),
-    "moment probe, 128 / 4, scalar": moment(center="scalar"),
-    "moment probe, 128 / 4, not centred": moment(center=None),
+    "class token, trained linear head": moment(combine=(1, 0)),
+    "class token, trained cosine head": make_pipeline(
+        TokenPooling("cls"), CosineClassifier(**STEPS)
+    ),
+    "attentive probe": attentive(),
+    "attentive probe, 4 queries and a block": attentive(4, mlp_ratio=4, dropout=0.2),
     "moment probe, 64 / 2, centred tokens": plain(),
     "moment probe, 64 / 2, scalar": plain(center="scalar"),
     "moment probe, 64 / 2, not centred": plain(center=None),
+    "moment probe, 128 / 4, two convolutions": moment(),
+    "moment probe, 512 / 4, as released": moment(proj_dim=512, center="scalar", standardize=False),
 }
 
 
@@ -84,8 +103,8 @@ def judged(probe: BaseEstimator, X: TokenArray, y: np.ndarray, seed: int) -> tup
     split = StratifiedShuffleSplit(1, train_size=N_TRAIN, random_state=seed)
     train, test = next(split.split(y, y))
     probe = clone(probe)
-    if "random_state" in probe.get_params():
-        probe.set_params(random_state=seed)
+    drawn = [name for name in probe.get_params() if name.endswith("random_state")]
+    probe.set_params(**dict.fromkeys(drawn, seed))
     start = time.perf_counter()
     probe.fit(X[train], y[train])
     seconds = time.perf_counter() - start
@@ -107,7 +126,7 @@ def main() -> None:
     print("| --- | --- | --- | --- |")
     base = None
     for name, probe in PROBES.items():
-        if options.only not in name and base is not None:
+        if base is not None and not any(part in name for part in options.only):
             continue
         outcomes = np.array([judged(probe, X, y, seed) for seed in range(options.seeds)])
         accuracy, seconds = outcomes.T

@@ -22,7 +22,6 @@ from skpool.pooling._second_order_kernels import (
 )
 from skpool.pooling._sketch_kernels import draw_count_sketch, draw_signs, pool_compact_bilinear
 from skpool.pooling._spd_functions import newton_schulz, spd_factor
-from skpool.utils._side_by_side import side_by_side
 
 N, L, D = 4, 7, 6
 
@@ -337,26 +336,6 @@ def test_threads_do_not_change_a_bit():
         torch.set_num_threads(before)
     assert torch.equal(results[0][0], results[1][0])
     torch.testing.assert_close(results[0][1:], results[1][1:], rtol=1e-9, atol=1e-9)
-
-
-@pytest.mark.parametrize("n", [1, 2, 3, 7])
-def test_every_sample_is_worked_on_once(n):
-    seen = []
-    before = torch.get_num_threads()
-    try:
-        torch.set_num_threads(3)
-        side_by_side(lambda part: seen.extend(range(n)[part]), n)
-    finally:
-        torch.set_num_threads(before)
-    assert sorted(seen) == list(range(n))
-
-
-def test_error_in_a_thread_is_raised():
-    def fail(part):
-        raise ZeroDivisionError
-
-    with pytest.raises(ZeroDivisionError):
-        side_by_side(fail, 4)
 
 
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="there is no GPU")

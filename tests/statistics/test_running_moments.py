@@ -111,3 +111,10 @@ def test_moments_of_classes_are_those_of_all_rows(X, kind):
 def test_moments_of_classes_without_a_scatter_are_refused(X):
     with pytest.raises(ValueError, match='scatter="none"'):
         RunningMoments.of_classes(ClassMoments("none").update(X, np.zeros(len(X), int)))
+
+
+def test_many_blocks_in_inference_mode():
+    X = torch.from_numpy(np.random.default_rng(0).normal(size=(900, 3)))
+    with torch.inference_mode():
+        moments = RunningMoments(block_rows=100).update(X)
+    np.testing.assert_allclose(moments.covariance(), np.cov(X.T, bias=True), rtol=1e-10)
