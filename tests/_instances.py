@@ -89,6 +89,8 @@ from skpool.preprocessing import (
 from skpool.probing import (
     AttentiveProbeClassifier,
     CosineClassifier,
+    LinearProbeClassifier,
+    LinearProbeSweepClassifier,
     MomentProbingClassifier,
 )
 from skpool.prototypes import (
@@ -218,6 +220,14 @@ INSTANCES: dict[type, list[BaseEstimator]] = {
         LinearDiscriminantClassifier(0.1, target="unit", priors="uniform"),
         LinearDiscriminantClassifier(0.1, covariance="shared_diag"),
         LinearDiscriminantClassifier("loo"),
+    ],
+    # Weights are compared with repeated rows to rounding.
+    LinearProbeClassifier: [
+        LinearProbeClassifier(tol=1e-18),
+        LinearProbeClassifier("cv", Cs=[0.01, 1.0], cv=3, class_weight="balanced", tol=1e-18),
+    ],
+    LinearProbeSweepClassifier: [
+        LinearProbeSweepClassifier([0.01, 0.1], epochs=100, batch_size=16, validation_fraction=0.3),
     ],
     LogSumExpPooling: [LogSumExpPooling(), LogSumExpPooling(r=-2.0, scale=None)],
     MomentPooling: [MomentPooling(center=None), MomentPooling((1,))],
@@ -442,6 +452,8 @@ def _weight_failure(estimator: BaseEstimator) -> str | None:
         return "OAS shrinks by the effective number of samples, which repetition raises"
     if pools and estimator.shrinkage == "loo":
         return "a sample that is left out leaves its copies behind"
+    if isinstance(estimator, LinearProbeSweepClassifier):
+        return "a copy of a sample may be kept back where the sample is not"
     return None
 
 

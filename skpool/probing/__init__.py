@@ -7,12 +7,17 @@ do not give.
 
 from skpool.probing._attentive import AttentiveProbeClassifier
 from skpool.probing._cosine import CosineClassifier
+from skpool.probing._linear import LinearProbeClassifier, linear_probe_path
 from skpool.probing._moment import MomentProbingClassifier
 from skpool.probing._moment_ridge import make_moment_ridge
+from skpool.probing._sweep import LinearProbeSweepClassifier
 
 __all__ = [
     "AttentiveProbeClassifier",
     "CosineClassifier",
+    "LinearProbeClassifier",
+    "LinearProbeSweepClassifier",
     "MomentProbingClassifier",
+    "linear_probe_path",
     "make_moment_ridge",
 ]
