@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: BSD-3-Clause
-"""Parts of the work in threads: each once, as in the caller's thread, and leaving nothing behind."""
+"""Parts of the work in threads: each once, as in the caller's thread, leaving nothing behind."""
 
 import threading
 import time
