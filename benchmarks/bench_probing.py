@@ -20,6 +20,7 @@ from sklearn.base import BaseEstimator, clone
 from sklearn.linear_model import RidgeClassifierCV
 from sklearn.model_selection import StratifiedShuffleSplit
 from sklearn.pipeline import make_pipeline
+from sklearn.preprocessing import StandardScaler
 
 from skpool.linear_model import RidgeHeadClassifier
 from skpool.pooling import CovariancePooling, TokenPooling
@@ -27,6 +28,7 @@ from skpool.preprocessing import L2Normalizer
 from skpool.probing import (
     AttentiveProbeClassifier,
     CosineClassifier,
+    LinearProbeClassifier,
     MomentProbingClassifier,
     make_moment_ridge,
 )
@@ -40,6 +42,8 @@ options = parser.parse_args()
 torch.set_num_threads(options.threads)
 
 N_TRAIN = 1287
+# Inverse penalties of linear probes, of standardised features.
+CS = np.logspace(-5, 0, 11)
 STEPS = {"batch_size": 64, "lr": 1e-3, "epochs": 30, "warmup_epochs": 3}
 
 
@@ -73,6 +77,12 @@ PROBES: dict[str, BaseEstimator] = {
     "moment ridge, class token": make_moment_ridge(first="cls"),
     "moment ridge, both": make_moment_ridge(first="both"),
     "moment ridge, both, signed roots": make_moment_ridge(first="both", normalize="power"),
+    "class token, linear probe": make_pipeline(
+        TokenPooling("cls"), StandardScaler(), LinearProbeClassifier("cv", Cs=CS)
+    ),
+    "covariance, root, 64 components, linear probe": make_pipeline(
+        CovariancePooling(n_components=64), StandardScaler(), LinearProbeClassifier("cv", Cs=CS)
+    ),
     "class token, trained linear head": moment(combine=(1, 0)),
     "class token, trained cosine head": make_pipeline(
         TokenPooling("cls"), CosineClassifier(**STEPS)
