@@ -12,6 +12,8 @@ from _instances import INSTANCES, expected_failures
 from sklearn.base import BaseEstimator, clone, is_classifier
 from sklearn.utils.validation import has_fit_parameter
 
+from skpool.probing import TorchHeadMixin
+
 __all__ = [
     "LEARNERS",
     "Data",
@@ -67,6 +69,8 @@ def made(dtype: str, *, seed: int = 0) -> Data:
 
 def order_matters(estimator: BaseEstimator) -> str | None:
     """Why parts do not equal the whole, where the estimator's specification says so."""
+    if isinstance(estimator, TorchHeadMixin):
+        return "steps by gradient depend on the order and the partition of the samples"
     return expected_failures(estimator).get("check_parts_equal_whole")
 
 
