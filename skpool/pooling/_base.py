@@ -6,7 +6,7 @@ its parameters alone, nothing more: results of such poolings are kept in the sto
 """
 
 from numbers import Integral
-from typing import NamedTuple
+from typing import ClassVar, NamedTuple
 
 import numpy as np
 import torch
@@ -19,7 +19,7 @@ from sklearn.base import (
 from sklearn.utils import Tags
 from sklearn.utils._param_validation import Interval, StrOptions
 
-from skpool.stores import Job, Reduction, TokenArray, validate_tokens
+from skpool.stores import Job, Reduction, TokenArray, check_tokens_finite, validate_tokens
 from skpool.utils import ArrayLike, all_finite, estimator_fingerprint, unchanged_on_error
 
 __all__ = ["BasePooling"]
@@ -65,6 +65,8 @@ class BasePooling(ClassNamePrefixFeaturesOutMixin, TransformerMixin, BaseEstimat
 
     # For poolings that leave the choice out.
     out_dtype: str | None = None
+    # Whether the kernel raises where a token in scope is not finite: they are not read twice then.
+    _refuses_bad_tokens: ClassVar[bool] = False
 
     _parameter_constraints: dict = {
         "scope": [StrOptions({"patch", "all"})],
@@ -109,10 +111,16 @@ class BasePooling(ClassNamePrefixFeaturesOutMixin, TransformerMixin, BaseEstimat
             tensor where X was a tensor. Rows of unreadable inputs are NaN.
         """
         self._check_ready()
-        plan = self._plan(validate_tokens(self, X, reset=False))
-        return plan.tokens.reduce(
-            self._guarded(plan), fingerprint=self._fingerprint(), batch_size=self.batch_size
-        )
+        finite = not self._refuses_bad_tokens
+        plan = self._plan(validate_tokens(self, X, reset=False, finite=finite))
+        try:
+            return plan.tokens.reduce(
+                self._guarded(plan), fingerprint=self._fingerprint(), batch_size=self.batch_size
+            )
+        except ValueError:
+            if not finite and plan.tokens.in_memory:
+                check_tokens_finite(plan.tokens)
+            raise
 
     def job(self, X: TokenArray) -> Job | None:
         """What `transform` would compute of lazy tokens, to be done together with other poolings.

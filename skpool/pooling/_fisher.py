@@ -124,6 +124,7 @@ class FisherVectorPooling(BasePooling):
            [ 0.894]])
     """
 
+    _refuses_bad_tokens = True
     _parameter_constraints: dict = {
         **BasePooling._parameter_constraints,
         "n_components": [Interval(Integral, 1, None, closed="left")],

@@ -123,6 +123,7 @@ class VLADPooling(BasePooling):
            [ 7., -3.]])
     """
 
+    _refuses_bad_tokens = True
     _parameter_constraints: dict = {
         **BasePooling._parameter_constraints,
         "n_clusters": [Interval(Integral, 1, None, closed="left")],

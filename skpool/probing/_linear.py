@@ -270,7 +270,8 @@ class LinearProbeClassifier(ClassScoresMixin, ClassifierMixin, BaseEstimator):
         Whether there is an offset, which is not penalised.
     tol : float, default=1e-6
         A solution is accepted when the next step promises to decrease the objective by less than
-        this part of it, which is about the part by which it then is above the minimum.
+        this part of it. It then is above the minimum by a part of that size: the same or less on
+        most data, and up to some tens of it where steps have become short.
     max_iter : int, default=1000
         Most steps per candidate.
 

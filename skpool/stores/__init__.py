@@ -6,7 +6,7 @@ from skpool.stores._memory_cache import MemoryCache, default_cache
 from skpool.stores._protocol import BUSY, FREE, HELD, MINE
 from skpool.stores._row_source import ArraySource, Reduction, RowSource, TokenBatch, assemble
 from skpool.stores._token_array import Job, TokenArray, keep_together
-from skpool.stores._validation import as_given, validate_tokens
+from skpool.stores._validation import as_given, check_tokens_finite, validate_tokens
 
 __all__ = [
     "BUSY",
@@ -23,6 +23,7 @@ __all__ = [
     "TokenBatch",
     "as_given",
     "assemble",
+    "check_tokens_finite",
     "default_cache",
     "keep_together",
     "validate_tokens",

@@ -63,15 +63,26 @@ def assemble(
     vectors : tensor of shape (n_rows, n_out)
         NaN where no result came.
     """
-    out = None
+    out, missing = None, np.ones(n_rows, dtype=bool)
     for positions, vectors in results:
         if out is None:
-            out = vectors.new_full((n_rows, *vectors.shape[1:]), torch.nan)
-        out[torch.as_tensor(positions, device=out.device)] = vectors
+            out = vectors.new_empty((n_rows, *vectors.shape[1:]))
+        out[_rows_at(positions, out.device)] = vectors
+        missing[positions] = False
     if out is None:
         vectors = blank()
-        out = vectors.new_full((n_rows, *vectors.shape[1:]), torch.nan)
+        out = vectors.new_empty((n_rows, *vectors.shape[1:]))
+    if missing.any():
+        out[torch.as_tensor(missing, device=out.device)] = torch.nan
     return out
+
+
+def _rows_at(positions: np.ndarray, device: torch.device) -> slice | torch.Tensor:
+    """The positions as a slice where they follow one another, which is written in one copy."""
+    first, n = int(positions[0]) if len(positions) else 0, len(positions)
+    if n and (positions == np.arange(first, first + n)).all():
+        return slice(first, first + n)
+    return torch.as_tensor(positions, device=device)
 
 
 class RowSource:

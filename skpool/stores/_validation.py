@@ -9,7 +9,7 @@ from skpool.stores._row_source import as_array, assemble
 from skpool.stores._token_array import TokenArray
 from skpool.utils import ArrayLike, all_finite, validate_vectors
 
-__all__ = ["as_given", "validate_tokens"]
+__all__ = ["as_given", "check_tokens_finite", "validate_tokens"]
 
 
 def _check_width(estimator: BaseEstimator, width: int, *, reset: bool) -> None:
@@ -46,7 +46,7 @@ def _wrap(X: object, who: str) -> TokenArray:
     return TokenArray.from_map(X) if X.ndim == 4 else TokenArray.from_array(X)
 
 
-def _check_tokens_finite(tokens: TokenArray) -> None:
+def check_tokens_finite(tokens: TokenArray) -> None:
     """Real tokens must be finite; what stands under a False mask is nobody's business."""
     for positions, values, mask in tokens.iter_batches():
         real = values if mask is None else values.where(mask[..., None], 0.0)
@@ -59,7 +59,9 @@ def _check_tokens_finite(tokens: TokenArray) -> None:
         )
 
 
-def validate_tokens(estimator: BaseEstimator, X: object, *, reset: bool) -> TokenArray:
+def validate_tokens(
+    estimator: BaseEstimator, X: object, *, reset: bool, finite: bool = True
+) -> TokenArray:
     """Check tokens and remember or compare the number of features.
 
     Parameters
@@ -70,6 +72,9 @@ def validate_tokens(estimator: BaseEstimator, X: object, *, reset: bool) -> Toke
         Rank 2 counts as one token per sample, rank 4 as maps (n, height, width, d).
     reset : bool
         Whether this call defines the width.
+    finite : bool, default=True
+        Whether tokens in memory are checked, which is a read of all of them; without it the caller
+        sees what is not finite in what it computes, and calls `check_tokens_finite` to say where.
 
     Returns
     -------
@@ -91,8 +96,8 @@ def validate_tokens(estimator: BaseEstimator, X: object, *, reset: bool) -> Toke
             f"Found array with {len(X)} sample(s) of shape {X.shape[1:]} while a minimum of 1 "
             f"sample, 1 token and 1 feature is required by {type(estimator).__name__}."
         )
-    if X.in_memory:
-        _check_tokens_finite(X)
+    if finite and X.in_memory:
+        check_tokens_finite(X)
     _check_width(estimator, X.shape[2], reset=reset)
     return X
 

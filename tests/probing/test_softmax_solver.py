@@ -222,11 +222,12 @@ def test_float64_follows_float32_where_the_tolerance_asks_for_it(monkeypatch):
 
 @settings(deadline=None, max_examples=10)
 @given(seed=st.integers(0, 1000), tol=st.sampled_from([1e-3, 1e-5]))
-def test_tolerance_is_about_what_is_left(seed, tol):
+def test_tolerance_is_the_size_of_what_is_left(seed, tol):
     X, y = problem(seed=seed)
     least = solve(X, y, 1e-4, tol=1e-16).objective[0, 0]
     gap = solve(X, y, 1e-4, tol=tol).objective[0, 0] / least - 1
-    assert -1e-12 < gap < 10 * tol
+    # Where steps are short, some tens of them are left; stopping by the objective leaves thousands.
+    assert -1e-12 < gap < 50 * tol
 
 
 def test_separable_classes_stop_at_max_iter():
