@@ -37,7 +37,7 @@ from skpool.neighbors import (
     VectorQuantizer,
     WeightedKNNClassifier,
 )
-from skpool.pipeline import IncrementalPipeline
+from skpool.pipeline import FitOnce, IncrementalPipeline
 from skpool.pooling import (
     AttentionPooling,
     AttentionPoolingClassifier,
@@ -189,6 +189,7 @@ INSTANCES: dict[type, list[BaseEstimator]] = {
         GroupStandardScaler(group_column=0),
         GroupStandardScaler(shrinkage="auto", group_column=0),
     ],
+    FitOnce: [FitOnce(Whitening(shrinkage=0.1))],
     IncrementalPipeline: [
         IncrementalPipeline(
             [("normalize", L2Normalizer()), ("classify", NearestClassMeanClassifier())]

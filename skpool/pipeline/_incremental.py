@@ -60,6 +60,10 @@ def _final_forgets(self: "IncrementalPipeline") -> bool:
     return hasattr(self.steps[-1][1], "forget")
 
 
+def _final_forgets_class(self: "IncrementalPipeline") -> bool:
+    return hasattr(self.steps[-1][1], "forget_class")
+
+
 def _is_passthrough(step: object) -> bool:
     return step is None or (isinstance(step, str) and step == "passthrough")
 
@@ -69,7 +73,8 @@ class IncrementalPipeline(Pipeline):
 
     Steps are of three kinds. *Stateless* ones (extraction, most poolings, `L2Normalizer`) only
     transform. *Moving* ones have `partial_fit` (`Whitening`, `StandardScaler`) and are updated by
-    every call. All others are *fixed*: fitted by the first call, and only transforming after it.
+    every call. All others are *fixed*: fitted by the first call, and only transforming after it,
+    as is any step within `FitOnce`.
 
     Parameters
     ----------
@@ -232,6 +237,34 @@ class IncrementalPipeline(Pipeline):
             self._carry(block, lambda name, base: _forget_one(name, base, X, y))
         return self
 
+    @available_if(_final_forgets_class)
+    def forget_class(self, label: object) -> Self:
+        """Remove a class, as if none of its samples had ever been seen by the classifier.
+
+        Fixed steps keep what the first call taught them. A step that moves has learned from
+        samples whose labels it does not know, so there the samples are needed: see `forget`.
+
+        Parameters
+        ----------
+        label : int, bool or str
+            A label in `classes_`.
+
+        Returns
+        -------
+        self : estimator
+            If the call fails, the estimator stays as it was.
+        """
+        check_is_fitted(self, "n_calls_")
+        moving = [name for name, step in self._active_steps()[:-1] if _moves(step)]
+        if moving and self.refresh != "frozen":
+            raise ValueError(
+                f"Step {moving[0]!r} has learned from the samples of class {label!r} and cannot "
+                "tell which they are; give them to forget(X, y)."
+            )
+        with unchanged_on_error(self, *self._learners()):
+            self._final.forget_class(label)
+        return self
+
     def __getitem__(self, ind: slice | int | str) -> Any:
         """Return a step, or for a slice a plain Pipeline that shares the steps."""
         return Pipeline(self.steps)[ind]
@@ -318,7 +351,7 @@ class IncrementalPipeline(Pipeline):
         elif self.refresh == "running" and _moves(step):
             self._warn_once(f"moves: what {self.steps[-1][0]!r} learned is in another space", name)
             step.partial_fit(X, y, **options)
-        elif self.refresh != "frozen" and get_tags(step).requires_fit:
+        elif self.refresh != "frozen" and get_tags(step).requires_fit and not _fits_once(step):
             self._warn_once("has no partial_fit and stays as the first call fitted it", name)
 
     def _warn_once(self, fact: str, name: str) -> None:
@@ -349,8 +382,13 @@ class IncrementalPipeline(Pipeline):
                 path = _compose(path, _as_affine(step))
 
 
+def _fits_once(step: object) -> bool:
+    return getattr(step, "_fits_once", False)
+
+
 def _moves(step: object) -> bool:
-    return get_tags(step).requires_fit and hasattr(step, "partial_fit")
+    learns = get_tags(step).requires_fit and hasattr(step, "partial_fit")
+    return learns and not _fits_once(step)
 
 
 def _options_of(name: str, params: dict) -> dict:

@@ -116,6 +116,40 @@ def test_forget_equals_never_having_learned(data):
     )
 
 
+@pytest.mark.parametrize("refresh", ["transport", "frozen"])
+def test_forgotten_class_equals_never_having_seen_it(refresh, data):
+    X, y = data
+    steps = [L2Normalizer(), NearestClassMeanClassifier("euclidean")]
+    if refresh == "frozen":
+        steps.insert(1, Whitening(5))
+    model = make_incremental_pipeline(*steps, refresh=refresh)
+    never = make_incremental_pipeline(*clone(steps), refresh=refresh)
+    first, others = y < 3, (y >= 3) & (y != 4)
+    model.partial_fit(X[first], y[first]).partial_fit(X[~first], y[~first]).forget_class(4)
+    never.partial_fit(X[first], y[first]).partial_fit(X[others], y[others])
+    np.testing.assert_array_equal(model.classes_, never.classes_)
+    np.testing.assert_allclose(model.predict_proba(X), never.predict_proba(X), rtol=1e-10)
+
+
+def test_class_in_a_moving_step_is_forgotten_by_its_samples_only(data):
+    X, y = data
+    model = _pipeline().fit(X, y)
+    before = model.predict_proba(X)
+    with pytest.raises(ValueError, match=r"'whiten' has learned .* give them to forget"):
+        model.forget_class(2)
+    np.testing.assert_array_equal(model.predict_proba(X), before)
+    model.forget(X[y == 2], y[y == 2])
+    never = _pipeline().fit(X[y != 2], y[y != 2])
+    np.testing.assert_allclose(model.predict_proba(X), never.predict_proba(X), rtol=1e-6)
+
+
+def test_unknown_class_is_refused_by_the_classifier(data):
+    X, y = data
+    model = make_incremental_pipeline(NearestClassMeanClassifier()).fit(X, y)
+    with pytest.raises(ValueError, match="not a known class"):
+        model.forget_class(77)
+
+
 def test_frozen_keeps_the_whitening_of_the_first_call(data):
     X, y = data
     model = _learn_in_parts(
