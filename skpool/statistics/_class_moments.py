@@ -20,15 +20,11 @@ from skpool.statistics._checks import (
     plain_labels,
     read_only,
 )
-from skpool.statistics._kernels import (
-    OpenScatter,
-    batch_moments,
-    higher_moments,
-    outer_sum,
-    resolve_product_dtype,
-)
+from skpool.statistics._kernels import batch_moments, higher_moments, resolve_product_dtype
+from skpool.statistics._open_scatter import OpenScatter
 from skpool.statistics._state import (
     Moments,
+    close_moments,
     empty_moments,
     map_moments,
     merge_moments,
@@ -37,6 +33,7 @@ from skpool.statistics._state import (
     subtract_moments,
     take_moments,
 )
+from skpool.statistics._symmetric_products import outer_sum
 from skpool.utils import ArrayLike, as_tensor, check_labels
 
 __all__ = ["ClassMoments"]
@@ -173,8 +170,19 @@ class ClassMoments:
         return self._with(self._held)
 
     @property
-    def _state(self) -> Moments:
+    def _record(self) -> Moments:
+        """What is held, its scatter perhaps open."""
         return self._empty(0) if self._held is None else self._held
+
+    @property
+    def _state(self) -> Moments:
+        """What is held, its scatter closed from here on: the same numbers in another form."""
+        if self._held is not None:
+            self._held = close_moments(self._held)
+        return self._record
+
+    def __getstate__(self) -> dict:
+        return vars(self) | {"_held": None if self._held is None else self._state}
 
     @property
     def n_features_in_(self) -> int | None:
@@ -184,22 +192,22 @@ class ClassMoments:
     @property
     def classes_(self) -> np.ndarray:
         """Labels held, sorted."""
-        return read_only(self._state.classes)
+        return read_only(self._record.classes)
 
     @property
     def counts_(self) -> np.ndarray:
         """Sums of weights of the classes."""
-        return read_only(self._state.counts)
+        return read_only(self._record.counts)
 
     @property
     def counts_sq_(self) -> np.ndarray:
         """Sums of squared weights of the classes."""
-        return read_only(self._state.counts_sq)
+        return read_only(self._record.counts_sq)
 
     @property
     def means_(self) -> np.ndarray:
         """Weighted means of the classes."""
-        return read_only(self._state.means)
+        return read_only(self._record.means)
 
     @property
     def scatter_(self) -> np.ndarray | None:
@@ -221,7 +229,7 @@ class ClassMoments:
         X = check_rows(X, self.n_features_in_)
         y = check_labels(y, n_samples=X.shape[0])
         weights = check_weights(sample_weight, X.shape[0])
-        state = self._state
+        record = self._record
         self._checklabel_kind(y)
         dtype = resolve_product_dtype(
             self.product_dtype,
@@ -233,7 +241,9 @@ class ClassMoments:
         reference = np.full((len(classes), X.shape[1]), np.nan)
         known, at = self._lookup(classes)
         if known.any():
-            reference[known] = state.means[at]
+            # An open scatter goes on around the points that it has.
+            is_open = isinstance(record.scatter, OpenScatter)
+            reference[known] = (record.scatter.points if is_open else record.means)[at]
         counts, means, scatter = batch_moments(
             X,
             codes,
@@ -252,7 +262,7 @@ class ClassMoments:
 
     def _lookup(self, classes: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
         """Return which of the (sorted) classes are held, and where."""
-        held = self._state.classes
+        held = self._record.classes
         if not len(held):
             return np.zeros(len(classes), dtype=bool), np.zeros(0, dtype=np.intp)
         at = np.minimum(np.searchsorted(held, classes), len(held) - 1)
@@ -260,7 +270,7 @@ class ClassMoments:
         return known, at[known]
 
     def _checklabel_kind(self, labels: np.ndarray) -> None:
-        held = self._state.classes
+        held = self._record.classes
         if len(held) and len(labels) and label_kind(held) != label_kind(labels):
             raise ValueError(
                 f"The labels given are {label_kind(labels)} (dtype {labels.dtype}) and those "
@@ -309,9 +319,7 @@ class ClassMoments:
         self : ClassMoments
         """
         batch, dtype = self._batch(X, y, sample_weight)
-        if isinstance(batch.scatter, OpenScatter):
-            batch = replace(batch, scatter=batch.scatter.onto())
-        self._held = subtract_moments(self._state, batch, self.scatter, dtype)
+        self._held = subtract_moments(self._state, close_moments(batch), self.scatter, dtype)
         return self
 
     def _check_other(self, other: object) -> Moments:
@@ -349,7 +357,7 @@ class ClassMoments:
         """
         added = self._check_other(other)
         if other._held is not None:
-            held = self._held or self._empty(added.means.shape[1])
+            held = self._state if self._held is not None else self._empty(added.means.shape[1])
             self._held = merge_moments(held, added, self.scatter)
         return self
 

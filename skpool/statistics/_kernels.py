@@ -6,22 +6,19 @@ is multiplied, so that a mean of a thousand standard deviations costs no digits;
 in the product type where the data lie, and their results are added up in float64.
 """
 
-from collections.abc import Iterator
 from copy import copy
-from typing import NamedTuple
 
 import numpy as np
 import scipy.sparse
 import torch
 
+from skpool.statistics._open_scatter import OpenScatter
+from skpool.statistics._symmetric_products import add_outer, add_product, panels
 from skpool.utils import ArrayLike, as_tensor, check_finite, full_float32, side_by_side, widened
 
 __all__ = [
-    "OpenScatter",
-    "add_outer",
     "batch_moments",
     "higher_moments",
-    "outer_sum",
     "resolve_product_dtype",
 ]
 
@@ -37,15 +34,10 @@ _CHUNK_BYTES = 3 * 2**20
 _LEAST_SQUARES = 1e-25
 # Numbers below this have squares that float64 rounds away.
 _NO_SQUARES = 1e-140
-# The terms between means are multiplied in float32 from so many rows on.
-_MANY_MEANS = 512
 # From so many blocks on, a CPU takes some in each thread; for fewer it is not worth the memory.
 _MANY_BLOCKS = 4
 # Rows that the reference point of a single class is the mean of, taken from all over the batch.
 _REFERENCE_ROWS = 1024
-# Columns of a symmetric product that a CPU computes together, from the diagonal on: panels leave
-# out almost half of it and are still wide enough for the BLAS to run at full speed.
-_PANEL = 96
 
 
 def resolve_product_dtype(
@@ -56,35 +48,6 @@ def resolve_product_dtype(
         return getattr(torch, product_dtype)
     exact = dtype == torch.float64 or n_features <= _NARROW or block_rows > _MAX_FLOAT32_ROWS
     return torch.float64 if exact else torch.float32
-
-
-def add_outer(
-    matrix: np.ndarray,
-    rows: np.ndarray,
-    *,
-    sign: float = 1.0,
-    dtype: torch.dtype = torch.float64,
-) -> None:
-    """Add ``sign * rows.T @ rows`` to a symmetric float64 matrix, in its memory.
-
-    Of the matrix only the panels that `_panels` yields need to be there; all of it is in the end.
-    Products are in `dtype` where that saves time.
-    """
-    if len(rows) <= _MANY_MEANS:
-        dtype = torch.float64
-    # Not by numpy, whose threads and torch's would wait for each other.
-    tensor = torch.from_numpy(np.ascontiguousarray(rows)).to(dtype)
-    target = torch.from_numpy(matrix)
-    if len(rows):
-        _add_product(target, tensor, tensor * sign)
-    _mirror(target)
-
-
-def outer_sum(rows: np.ndarray, dtype: torch.dtype = torch.float64) -> np.ndarray:
-    """Return ``rows.T @ rows`` in float64, multiplied in `dtype` where that saves time."""
-    total = np.zeros((rows.shape[1], rows.shape[1]))
-    add_outer(total, rows, dtype=dtype)
-    return total
 
 
 def _wide(device: torch.device) -> torch.dtype:
@@ -152,23 +115,6 @@ def _members(codes: np.ndarray, block_rows: int) -> list[np.ndarray]:
     ]
 
 
-def _panels(d: int, device: torch.device) -> Iterator[tuple[slice, slice]]:
-    """Yield rows and columns of the upper triangle, panel by panel; a GPU takes all at once."""
-    step = _PANEL if device.type == "cpu" else d
-    for start in range(0, d, step):
-        yield slice(start, start + step), slice(start, d)
-
-
-def _add_product(gram: torch.Tensor, rows: torch.Tensor, weighted: torch.Tensor) -> None:
-    """Add ``rows.T @ weighted`` to the upper triangle; what is below it is not used."""
-    for above, right in _panels(rows.shape[1], rows.device):
-        target = gram[above, right]
-        if gram.dtype == rows.dtype:
-            target.addmm_(rows[:, above].T, weighted[:, right])
-        else:
-            target += rows[:, above].T @ weighted[:, right]
-
-
 class _Panels:
     """The product of one buffer of rows with itself, again and again into one matrix.
 
@@ -179,7 +125,7 @@ class _Panels:
         self.gram, self.rows = gram, rows
         self._views = [
             (gram[above, right], rows[:, above].T, rows[:, right])
-            for above, right in _panels(rows.shape[1], rows.device)
+            for above, right in panels(rows.shape[1], rows.device)
         ]
 
     def are_of(self, gram: torch.Tensor, rows: torch.Tensor) -> bool:
@@ -191,57 +137,6 @@ class _Panels:
         """Add ``rows.T @ rows`` to the upper triangle."""
         for target, left, right in self._views:
             target.addmm_(left, right)
-
-
-def _mirror(matrix: torch.Tensor) -> None:
-    """Copy the upper triangle to the lower one, panel by panel: few rows stay in the cache."""
-    d = len(matrix)
-    for start in range(0, d, _PANEL):
-        stop = min(start + _PANEL, d)
-        square = matrix[start:stop, start:stop]
-        # What rounding left between the halves of a square on the diagonal goes the same way.
-        square.copy_(square.triu() + square.triu(1).T)
-        matrix[stop:, start:stop] = matrix[start:stop, stop:].T
-
-
-class OpenScatter(NamedTuple):
-    """A scatter of which terms are still apart, so that another can be added in the same pass.
-
-    It is ``products - excess.T @ excess``: products around the reference points of the classes,
-    and what moves them to the means.
-
-    Attributes
-    ----------
-    products : tensor of shape (n_features, n_features)
-        Of which the upper triangle counts.
-    diagonal : tensor of shape (n_features,) or None
-        To be used in place of that of the products.
-    excess : ndarray of shape (n_classes, n_features)
-    """
-
-    products: torch.Tensor
-    diagonal: torch.Tensor | None
-    excess: np.ndarray
-
-    def onto(self, held: np.ndarray | None = None, rows: np.ndarray | None = None) -> np.ndarray:
-        """Return ``held`` plus this scatter plus ``rows.T @ rows``, in float64."""
-        before = None if held is None else as_tensor(held)
-        # Nothing of the products may change.
-        total = (
-            self.products.to(torch.float64, copy=True) if held is None else before + self.products
-        )
-        if self.diagonal is not None:
-            own = self.diagonal if before is None else before.diagonal() + self.diagonal
-            total.diagonal().copy_(own)
-        left = right = torch.from_numpy(self.excess)
-        if rows is not None:
-            left = torch.cat([left, torch.from_numpy(rows)])
-            right = torch.cat([right, torch.from_numpy(-rows)])
-        if len(left) > _MANY_MEANS:
-            left, right = left.to(self.products.dtype), right.to(self.products.dtype)
-        _add_product(total, left, -right)
-        _mirror(total)
-        return total.numpy()
 
 
 class _Accumulator:
@@ -338,7 +233,7 @@ class _Accumulator:
             if self.gram is not None:
                 self._add_products(at, rows, w, several=len(block) > step)
         if self._partial is not None:
-            for above, right in _panels(len(self._partial), block.device):
+            for above, right in panels(len(self._partial), block.device):
                 self.gram[at, above, right] += self._partial[above, right]
             self._partial.zero_()
 
@@ -360,7 +255,7 @@ class _Accumulator:
             gram = self._partial
         weighted = rows if weights is None else rows * weights[:, None].to(rows.dtype)
         if weights is not None or gram.dtype != rows.dtype:
-            _add_product(gram, rows, weighted)
+            add_product(gram, rows, weighted)
         else:
             if self._panels is None or not self._panels.are_of(gram, rows):
                 self._panels = _Panels(gram, rows)
@@ -423,7 +318,7 @@ class _Accumulator:
         if self.kind == "shared":
             gram = self.gram[0].cpu()
             diagonal = None if self.diagonal is None else self.diagonal[0].cpu()
-            return OpenScatter(gram, diagonal, sums / np.sqrt(divisor))
+            return OpenScatter(gram, diagonal, self.reference.cpu().double().numpy())
         if self.gram is None:
             held = self.squares.cpu().numpy().astype(np.float64, copy=False)
             excess = sums * shift

@@ -11,10 +11,12 @@ import numpy as np
 import scipy.linalg
 import torch
 
-from skpool.statistics._kernels import OpenScatter, add_outer, outer_sum
+from skpool.statistics._open_scatter import OpenScatter
+from skpool.statistics._symmetric_products import add_outer, outer_sum
 
 __all__ = [
     "Moments",
+    "close_moments",
     "empty_moments",
     "map_moments",
     "merge_moments",
@@ -42,7 +44,7 @@ class Moments:
     means: np.ndarray
     # (d, d) "shared" | (d,) "shared_diag" | (C, d) "diag" | C arrays (d, d) "per_class" | None.
     # Per-class matrices are separate arrays, so that an update copies only those it touches.
-    # Open, of the kind "shared", only from a batch to what it is combined with.
+    # Of the kind "shared" it may be open; `close_moments` is for whoever needs the numbers.
     scatter: OpenScatter | np.ndarray | list | None
     # Sums of |v|^2 v, (C, d), and of |v|^4, (C,), with v a row less the mean of its class; kept
     # on demand, with "per_class".
@@ -58,6 +60,13 @@ def empty_moments(n_features: int, scatter: str, *, fourth_order: bool = False) 
     none, rows = np.zeros(0), np.zeros((0, d))
     higher = (rows, none) if fourth_order else (None, None)
     return Moments(np.zeros(0, dtype=np.int64), none, none, rows, zeros[scatter], *higher)
+
+
+def close_moments(held: Moments) -> Moments:
+    """Return the same moments with a scatter that is around the means."""
+    if not isinstance(held.scatter, OpenScatter):
+        return held
+    return replace(held, scatter=held.scatter.closed(held.counts, held.means))
 
 
 def _spread(values: np.ndarray, index: np.ndarray, n: int) -> np.ndarray:
@@ -102,6 +111,40 @@ def _combined_higher(
     return third, fourth
 
 
+def _opened(
+    held: Moments,
+    batch: OpenScatter,
+    i: np.ndarray,
+    j: np.ndarray,
+    counts: np.ndarray,
+    means: np.ndarray,
+) -> OpenScatter | None:
+    """The scatter of both around the points of both, or None where it has to be closed."""
+    if not len(held.classes):
+        total = batch
+    elif isinstance(held.scatter, OpenScatter):
+        total = held.scatter.joined(batch, i, j, len(counts))
+    else:
+        return None
+    return total if total is not None and total.is_near(counts, means) else None
+
+
+def _closed_sum(
+    held: Moments, other: Moments, delta: np.ndarray, pull: np.ndarray, dtype: torch.dtype
+) -> np.ndarray:
+    """The scatter of both around the means of both."""
+    # A new class pulls nothing: its mean is its batch mean.
+    old = pull > 0
+    between = delta[old] * np.sqrt(pull[old])[:, None]
+    onto = close_moments(held).scatter
+    if isinstance(other.scatter, OpenScatter):
+        return other.scatter.closed(other.counts, other.means, onto=onto, rows=between)
+    total = onto + other.scatter
+    if old.any():
+        add_outer(total, between, dtype=dtype)
+    return total
+
+
 def merge_moments(
     held: Moments, other: Moments, scatter: str, dtype: torch.dtype = torch.float64
 ) -> Moments:
@@ -134,15 +177,11 @@ def merge_moments(
     if scatter == "none":
         total = None
     elif scatter == "shared":
-        # A new class pulls nothing: its mean is its batch mean.
-        old = pull > 0
-        between = delta[old] * np.sqrt(pull[old])[:, None]
+        total = None
         if isinstance(other.scatter, OpenScatter):
-            total = other.scatter.onto(held.scatter, between)
-        else:
-            total = held.scatter + other.scatter
-            if old.any():
-                add_outer(total, between, dtype=dtype)
+            total = _opened(held, other.scatter, i, j, counts, means)
+        if total is None:
+            total = _closed_sum(held, other, delta, pull, dtype)
     elif scatter == "shared_diag":
         total = held.scatter + other.scatter + pull @ delta**2
     elif scatter == "diag":
@@ -343,6 +382,8 @@ def take_moments(held: Moments, keep: np.ndarray, scatter: str) -> Moments:
         total = [S for S, kept in zip(total, keep, strict=True) if kept]
     elif scatter == "diag":
         total = total[keep]
+    elif isinstance(total, OpenScatter):
+        total = total.of(keep)
     parts = (held.classes, held.counts, held.counts_sq, held.means)
     higher = (None if part is None else part[keep] for part in (held.third, held.fourth))
     return Moments(*(part[keep] for part in parts), total, *higher)

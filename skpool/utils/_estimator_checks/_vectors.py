@@ -149,7 +149,7 @@ def check_wrong_rank_is_refused(estimator: BaseEstimator) -> None:
     cases = {"rank 1": X[0], "rank 3": X[None], "no sample": X[:0]}
     if get_tags(estimator).input_tags.three_d_array:
         cases["rank 4"] = cases.pop("rank 3")[None]
-    if isinstance(estimator, BaseRowMap):
+    if isinstance(getattr(estimator, "transformer", estimator), BaseRowMap):
         # Tokens and maps of tokens are as good as vectors to a step on the last axis.
         cases["rank 5"] = cases.pop("rank 3")[None, None]
     for name, values in cases.items():
