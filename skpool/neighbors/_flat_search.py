@@ -69,16 +69,16 @@ def candidates_faiss(
 
     Returns
     -------
-    border : tensor of shape (m,)
-        No row that is not proposed has a smaller approximate distance.
+    values : tensor of shape (m, n_candidates)
+        Approximate distances, ascending; no other row has one smaller than the last.
     positions : tensor of shape (m, n_candidates)
-        Proposed rows in any order; -1 where there is none.
+        The rows; -1 where there is none.
     """
     faiss = faiss_library()
     kind = faiss.METRIC_L2 if metric == "euclidean" else faiss.METRIC_INNER_PRODUCT
     with _large_blocks(faiss.cvar, len(q)):
         values, positions = faiss.knn(q.numpy(), x.numpy(), n_candidates, metric=kind)
-    border = torch.from_numpy(values[:, -1])
+    values = torch.from_numpy(values)
     if metric != "euclidean":
-        border = (1 if metric == "cosine" else 0) - border
-    return border, torch.from_numpy(positions)
+        values = (1 if metric == "cosine" else 0) - values
+    return values, torch.from_numpy(positions)

@@ -382,13 +382,13 @@ class NeighborIndex:
         X, x = self._joined("_stored"), self._joined("_prepared")
         faiss = self.backend == "faiss" or (self.backend == "auto" and X.device.type == "cpu")
         propose = candidates_faiss if faiss else candidates_torch
-        border, positions = propose(q, x, min(len(x), k + N_EXTRA), metric=self.metric)
+        values, positions = propose(q, x, min(len(x), k + N_EXTRA), metric=self.metric)
         return nearest_of_candidates(
             Q,
             X,
             q,
             x,
-            border,
+            values,
             positions,
             k,
             metric=self.metric,

@@ -32,6 +32,8 @@ __all__ = [
 
 # Rows proposed beyond k: enough that a near-tie at the border rarely costs a second look.
 N_EXTRA = 8
+# Of these, so many are compared at once.
+_N_FIRST = 1
 
 
 def wide_dtype(device: torch.device) -> torch.dtype:
@@ -98,20 +100,20 @@ def candidates_torch(
 
     Returns
     -------
-    border : tensor of shape (m,)
-        No row that is not proposed has a smaller approximate distance.
+    values : tensor of shape (m, n_candidates)
+        Approximate distances, ascending; no other row has one smaller than the last.
     positions : tensor of shape (m, n_candidates)
-        Proposed rows in any order; -1 where there is none.
+        The rows; -1 where there is none.
     """
     # A block holds its distances, and `topk` works on a copy of them.
     rows = max(1, working_bytes() // (8 * len(x)))
-    borders, positions = [], []
+    values, positions = [], []
     for block in gen_batches(len(q), rows):
         distances = approximate_distances(q[block], x, metric=metric)
         nearest = distances.topk(n_candidates, dim=1, largest=False)
-        borders.append(nearest.values[:, -1])
+        values.append(nearest.values)
         positions.append(nearest.indices)
-    return torch.cat(borders), torch.cat(positions)
+    return torch.cat(values), torch.cat(positions)
 
 
 def _pair_blocks(m: int, k: int, d: int) -> Iterator[tuple[slice, slice]]:
@@ -248,7 +250,7 @@ def nearest_of_candidates(
     X: torch.Tensor,
     q: torch.Tensor,
     x: torch.Tensor,
-    border: torch.Tensor,
+    values: torch.Tensor,
     positions: torch.Tensor,
     k: int,
     *,
@@ -258,14 +260,17 @@ def nearest_of_candidates(
 ) -> tuple[torch.Tensor, torch.Tensor]:
     """Return the k nearest rows, given what a back-end proposed.
 
+    For most queries the first proposals are proved to hold them by the approximate distance of
+    the next one; the others are compared with all proposals, and if need be with all rows.
+
     Parameters
     ----------
     Q, X : tensor of shape (m, d), (n, d)
         Queries and stored rows as they were given.
     q, x : tensor of shape (m, d), (n, d)
         The same, prepared.
-    border : tensor of shape (m,)
-        No row that is not proposed has a smaller approximate distance.
+    values : tensor of shape (m, n_candidates)
+        Approximate distances of the proposals, ascending; no other row has a smaller one.
     positions : tensor of shape (m, n_candidates)
         At least k proposed rows; -1 where the back-end found none.
     k : int
@@ -285,24 +290,32 @@ def nearest_of_candidates(
         Of equal distances the lower position first.
     """
     unit = _unit_roundoff() if unit is None else unit
-    missing = (positions < 0).any(dim=1)
-    distances = exact_distances(Q, X, positions.clamp(min=0), metric=metric, norms=norms)
-    distances, found = sorted_pairs(distances, positions, k)
-    if positions.shape[1] == len(X) and not bool(missing.any()):
-        return distances, found
-    kth = torch.where(missing, torch.inf, distances[:, -1])
-    bound = rounding_bound(q, x, kth, metric=metric, unit=unit)
-    # A comparison with NaN is false: what cannot be proved is looked at again.
-    proved = border.to(kth.dtype) > kth + bound
-    doubtful = (~proved).nonzero()[:, 0]
-    bound = torch.maximum(bound, rounding_bound(q, x, kth, metric=metric, unit=_unit_roundoff()))
-    for block in doubtful.split(max(1, working_bytes() // (4 * len(X)))):
-        near = approximate_distances(q[block], x, metric=metric).to(kth.dtype)
-        possible = ~(near > (kth + bound)[block, None])
-        for i, mask in zip(block.tolist(), possible, strict=True):
-            rows = mask.nonzero().T
-            exact = exact_distances(Q[i : i + 1], X, rows, metric=metric, norms=norms)
-            distances[i : i + 1], found[i : i + 1] = sorted_pairs(exact, rows, k)
+    distances = torch.empty((len(Q), k), dtype=wide_dtype(X.device), device=X.device)
+    found = positions.new_empty((len(Q), k))
+    kth = distances.new_empty(len(Q))
+    open_ = torch.arange(len(Q), device=X.device)
+    n_candidates = positions.shape[1]
+    for width in sorted({min(k + _N_FIRST, n_candidates), n_candidates}):
+        proposed = positions[open_, :width]
+        missing = (proposed < 0).any(dim=1)
+        exact = exact_distances(Q[open_], X, proposed.clamp(min=0), metric=metric, norms=norms)
+        distances[open_], found[open_] = sorted_pairs(exact, proposed, k)
+        if width == len(X) and not bool(missing.any()):
+            return distances, found
+        kth[open_] = torch.where(missing, torch.inf, distances[open_, -1])
+        bound = rounding_bound(q[open_], x, kth[open_], metric=metric, unit=unit)
+        border = values[open_, min(width, n_candidates - 1)].to(kth.dtype)
+        # A comparison with NaN is false: what cannot be proved is looked at again.
+        open_ = open_[~(border > kth[open_] + bound)]
+    for rows in open_.split(max(1, working_bytes() // (4 * len(X)))):
+        near = approximate_distances(q[rows], x, metric=metric).to(kth.dtype)
+        worse = max(unit, _unit_roundoff())
+        bound = rounding_bound(q[rows], x, kth[rows], metric=metric, unit=worse)
+        possible = ~(near > (kth[rows] + bound)[:, None])
+        for i, mask in zip(rows.tolist(), possible, strict=True):
+            others = mask.nonzero().T
+            exact = exact_distances(Q[i : i + 1], X, others, metric=metric, norms=norms)
+            distances[i : i + 1], found[i : i + 1] = sorted_pairs(exact, others, k)
     return distances, found
 
 
