@@ -26,7 +26,18 @@ from _measure import header
 from _published.clones import commit
 from _published.tasks import Outcome
 
-CODES = ("slda", "ranpac", "fecam", "teen", "pec", "dkvb", "moment_probing")
+CODES = (
+    "slda",
+    "ranpac",
+    "fecam",
+    "teen",
+    "pec",
+    "dkvb",
+    "moment_probing",
+    "icarl",
+    "simplecil",
+    "ease",
+)
 
 parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
 parser.add_argument("--code", type=Path, required=True, help="folder of the clones")

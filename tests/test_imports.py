@@ -32,8 +32,8 @@ ALLOWED = {
     "extraction": LEAVES | {"inputs", "backbones", "pooling", "stores"},
     "training": LEAVES | {"stores"},
     "pooling": LEAVES | {"statistics", "stores", "training"},
-    "inspection": LEAVES,
-    "model_selection": LEAVES | {"statistics", "stores"},
+    "inspection": LEAVES | {"metrics"},
+    "metrics": LEAVES,
     "base": LEAVES | {"statistics"},
     "layers": ESTIMATORS | {"stores", "pooling"},
     "preprocessing": ESTIMATORS | {"stores"},
@@ -43,7 +43,27 @@ ALLOWED = {
     "linear_model": ESTIMATORS | {"preprocessing"},
     "probing": ESTIMATORS | {"linear_model", "pooling", "preprocessing", "stores", "training"},
     "distributed": LEAVES | {"inputs", "extraction", "pooling", "stores"},
+    "model_selection": LEAVES | {"base", "metrics", "statistics", "stores"},
+    "few_shot": ESTIMATORS
+    | {
+        "discriminant",
+        "linear_model",
+        "model_selection",
+        "preprocessing",
+        "prototypes",
+        "training",
+    },
     "pipeline": ESTIMATORS | {"preprocessing", "pooling", "layers", "prototypes", "stores"},
+    "continual": ESTIMATORS
+    | {
+        "linear_model",
+        "model_selection",
+        "pipeline",
+        "preprocessing",
+        "probing",
+        "prototypes",
+        "training",
+    },
 }
 # Like tests, these use every room, and no room uses them.
 CONSUMERS = ("utils/discovery.py", "utils/estimator_checks.py", "utils/_estimator_checks/")

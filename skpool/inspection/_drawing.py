@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from skpool.inspection._style import COLORS, MARKERS
 from skpool.utils import import_optional
 
 if TYPE_CHECKING:
@@ -20,11 +21,8 @@ if TYPE_CHECKING:
 
 __all__ = ["draw_comparison"]
 
-# Okabe and Ito's palette, which people with any colour vision can tell apart; grey is for what
-# was left out.
-_COLORS = ("#0072B2", "#E69F00", "#009E73", "#CC79A7", "#D55E00", "#56B4E9", "#F0E442", "#000000")
+# Grey is for what was left out.
 _NO_COLOR = "#666666"
-_MARKERS = ("o", "D", "^", "s", "v", "P", "X", "*")
 # Share of a row that its points spread over, and inches.
 _SPREAD, _INCHES_PER_POINT, _INCHES_PER_ROW, _INCHES_PER_LINE = 0.72, 0.07, 0.14, 0.17
 _WIDTH, _GAP, _GAP_WITH_VALUES, _INCHES_PER_LETTER = 10.5, 0.12, 0.55, 0.066
@@ -137,12 +135,12 @@ def _shade_rows(display: "PoolingComparisonDisplay", ax: Any) -> None:
 
 
 def _colors(whitenings: Sequence[str]) -> list[str]:
-    palette = cycle(_COLORS)
+    palette = cycle(COLORS)
     return [_NO_COLOR if name == "none" else next(palette) for name in whitenings]
 
 
 def _markers(classifiers: Sequence[str]) -> list[str]:
-    return [marker for _, marker in zip(classifiers, cycle(_MARKERS))]
+    return [marker for _, marker in zip(classifiers, cycle(MARKERS))]
 
 
 def _draw_scores(display: "PoolingComparisonDisplay", ax: Any) -> None:

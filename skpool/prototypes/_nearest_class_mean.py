@@ -6,13 +6,14 @@ so it learns in any order, merges and forgets exactly; this file derives scores 
 """
 
 from numbers import Real
-from typing import ClassVar, NamedTuple
+from typing import Any, ClassVar, NamedTuple
 
 import numpy as np
 import scipy.linalg
 import torch
 from sklearn.base import BaseEstimator, ClassifierMixin
 from sklearn.utils._param_validation import Interval, StrOptions
+from sklearn.utils.metaestimators import available_if
 from sklearn.utils.validation import check_is_fitted
 
 from skpool.base import log_priors, spread_columns
@@ -36,12 +37,36 @@ __all__ = ["NearestClassMeanClassifier"]
 _PARALLEL = 1e-4
 
 
+# Squared distances of prototypes below this part of their squares leave plain products of float32
+# too few digits.
+_NEAR = 0.02
+_TINY = 1e-30
+
+
 class _Means(NamedTuple):
     """What predictions are made of; classes that hold samples only."""
 
     prototypes: np.ndarray  # (C, d)
     deviations: np.ndarray | None  # Cholesky factor (d, d) or standard deviations (d,)
     parallel: bool  # so that cosines of float32 would hardly tell them apart
+
+
+def _apart(distances: torch.Tensor) -> bool:
+    """Whether all distances (E, N, N) but those of a vector to itself are large enough."""
+    itself = torch.eye(distances.shape[1], dtype=torch.bool, device=distances.device)
+    return not bool(((distances < _NEAR) & ~itself).any())
+
+
+def _argmax(scores: torch.Tensor) -> torch.Tensor:
+    """Argmax of the last axis, which may be short and far from contiguous."""
+    if scores.shape[-1] > 32:
+        return scores.argmax(dim=-1)
+    best, *others = scores.unbind(dim=-1)
+    number = torch.zeros_like(best, dtype=torch.int64)
+    for k, values in enumerate(others, start=1):
+        number = torch.where(values > best, k, number)
+        best = torch.maximum(best, values)
+    return number
 
 
 def _are_parallel(means: np.ndarray) -> bool:
@@ -51,6 +76,15 @@ def _are_parallel(means: np.ndarray) -> bool:
     middle = unit.mean(axis=0)
     length = float(np.linalg.norm(middle))
     return len(means) > 1 and length > 0 and 1.0 - float((unit @ middle).min()) / length < _PARALLEL
+
+
+def _takes_episodes(self: "NearestClassMeanClassifier") -> bool:
+    if self.metric == "mahalanobis":
+        raise AttributeError(
+            "predict_episodes is not available with metric='mahalanobis', which needs a "
+            "covariance per episode; fit a clone to each."
+        )
+    return True
 
 
 class NearestClassMeanClassifier(ClassMeansMixin, ClassifierMixin, BaseEstimator):
@@ -308,6 +342,61 @@ class NearestClassMeanClassifier(ClassMeansMixin, ClassifierMixin, BaseEstimator
             rows, left = y == label, self.counts_ - (self.classes_ == label)
             out[rows] = self._with_priors(scores[rows], np.maximum(left, 0.0))
         return out
+
+    @available_if(_takes_episodes)
+    def predict_episodes(self, batch: Any) -> torch.Tensor:
+        """Return what `fit` to the supports and `predict` would give in each of many episodes.
+
+        Parameters
+        ----------
+        batch : EpisodeBatch
+            The episodes; only parameters of the classifier are used, nothing that it learned.
+
+        Returns
+        -------
+        numbers : tensor of shape (n_episodes, n_query)
+            Local numbers of the classes.
+        """
+        self._validate_params()
+        if self.normalize == "l2":
+            batch = batch.with_rows(unit_rows(batch.Xs), unit_rows(batch.Xq))
+        prototypes = batch.prototypes()
+        if self.normalize_means:
+            prototypes = unit_rows(prototypes)
+        with full_float32():
+            scores = self._episode_scores(batch, prototypes)
+        return _argmax(self._with_episode_priors(scores, batch))
+
+    def _episode_scores(self, batch: Any, prototypes: torch.Tensor) -> torch.Tensor:
+        """Scores (E, n_q, N), up to what is the same for all classes where that spares a pass."""
+        products = prototypes @ prototypes.mT
+        squares = products.diagonal(dim1=1, dim2=2)
+        uniform = isinstance(self.priors, str) and self.priors == "uniform"
+        if self.metric == "dot":
+            return batch.query_products(prototypes)
+        if self.metric == "cosine":
+            lengths = squares.sqrt().clamp(min=_TINY)
+            cosines = products / (lengths[:, :, None] * lengths[:, None])
+            if uniform and _apart(2 - 2 * cosines):
+                return batch.query_products(prototypes) / lengths[:, None]
+        elif self.metric == "euclidean":
+            distances = squares[:, :, None] + squares[:, None] - 2 * products
+            if _apart(distances / squares.amax(dim=1).clamp(min=_TINY)[:, None, None]):
+                return batch.query_products(prototypes) - squares[:, None] / 2
+        if prototypes.device.type != "mps":
+            batch, prototypes = batch.to(dtype=torch.float64), prototypes.double()
+        return METRICS[self.metric](batch.Xq, prototypes)
+
+    def _with_episode_priors(self, scores: torch.Tensor, batch: Any) -> torch.Tensor:
+        if isinstance(self.priors, str):
+            if self.priors == "uniform":
+                return scores
+            counts = batch.counts()
+            priors = counts.log() - counts.sum(dim=1, keepdim=True).log()
+        else:
+            values = log_priors(self.priors, np.ones(batch.n_way))
+            priors = torch.from_numpy(values).to(scores)[None]
+        return scores + priors[:, None] / self.temperature
 
     def _with_priors(self, scores: np.ndarray, counts: np.ndarray) -> np.ndarray:
         """Spread the scores over all classes and add the priors that follow from counts."""

@@ -73,8 +73,8 @@ def all_estimators(type_filter: str | list[str] | None = None) -> list[tuple[str
     Returns
     -------
     estimators : list of (str, type)
-        Names and classes, sorted by name. Classes that are meant to be subclassed (`Base...`)
-        are left out.
+        Names and classes, sorted by name. Classes that are meant to be subclassed (`Base...`,
+        with subclasses in the package) are left out.
 
     Examples
     --------
@@ -97,6 +97,6 @@ def all_estimators(type_filter: str | list[str] | None = None) -> list[tuple[str
         and issubclass(cls, BaseEstimator)
         and issubclass(cls, kinds)
         and not inspect.isabstract(cls)
-        and not cls.__name__.startswith("Base")
+        and not (cls.__name__.startswith("Base") and cls.__subclasses__())
     }
     return sorted(estimators, key=lambda pair: pair[0])
