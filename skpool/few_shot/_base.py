@@ -176,7 +176,8 @@ class TransductiveMixin(ClassScoresMixin):
         y : ndarray of shape (n_queries,)
             A label depends on all queries; `predict` decides about rows one by one.
         """
-        return self.classes_[self.predict_proba_transductive(Xq).argmax(axis=1)]
+        best = self.predict_proba_transductive(Xq).argmax(axis=1)
+        return self.classes_[best]
 
     def class_scores(self, X: ArrayLike) -> np.ndarray:
         """Return how near rows are to the fitted prototypes, each row by itself.

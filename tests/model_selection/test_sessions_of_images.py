@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: BSD-3-Clause
-"""Sessions of images: the network sees every image once, over the whole stream and all questions."""
+"""Sessions of images: the network sees every image once, over the stream and all questions."""
 
 import numpy as np
 import pytest
