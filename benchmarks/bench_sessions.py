@@ -46,7 +46,7 @@ from skpool.linear_model import (
     RidgeHeadClassifier,
 )
 from skpool.model_selection import ClassIncrementalSplit, incremental_evaluate
-from skpool.neighbors import DiscreteKeyValueClassifier, WeightedKNNClassifier
+from skpool.neighbors import DiscreteKeyValueClassifier, KeyQuantizer, WeightedKNNClassifier
 from skpool.pipeline import FitOnce, make_incremental_pipeline
 from skpool.preprocessing import L2Normalizer, Whitening
 from skpool.prototypes import CalibratedPrototypeClassifier, NearestClassMeanClassifier
@@ -105,7 +105,9 @@ OTHERS: dict[str, Callable[[], BaseEstimator]] = {
     ),
     "calibrated prototypes (TEEN)": CalibratedPrototypeClassifier,
     "base-session projector": lambda: FewShotIncrementalClassifier(random_state=0),
-    "discrete keys": lambda: unit(DiscreteKeyValueClassifier()),
+    "discrete keys": lambda: unit(
+        DiscreteKeyValueClassifier(KeyQuantizer(32, n_keys=128, key_dim=14, random_state=0))
+    ),
     "mean of exemplars, 2000 (iCaRL)": lambda: NearestMeanOfExemplarsClassifier(
         ExemplarMemory(2000)
     ),

@@ -18,7 +18,7 @@ from skpool.utils import ArrayLike, as_tensor, full_float32, unit_rows, widened
 __all__ = ["EpisodeBatch"]
 
 # Bytes of features that stay in a cache while several steps read them, or one product does.
-_CACHED, _CACHED_ONCE = 4 << 20, 512 << 10
+_CACHED, _CACHED_ONCE = 4 << 20, 1 << 20
 
 
 class EpisodeBatch:
@@ -127,6 +127,13 @@ class EpisodeBatch:
             batch_size = max(1, fitting) if X.device.type == "cpu" else 512
         for episodes in gen_batches(len(index), batch_size):
             yield _IndexedBatch(X, index[episodes])
+
+    def __getitem__(self, episodes: slice) -> "EpisodeBatch":
+        """Return some of the episodes; behind `from_index` their rows are not gathered yet."""
+        parts = (self.ys, self.yq, self.query_mask)
+        ys, yq, mask = (None if part is None else part[episodes] for part in parts)
+        Xs, Xq = self.Xs[episodes], self.Xq[episodes]
+        return EpisodeBatch(Xs, ys, Xq, yq, query_mask=mask, n_way=self.n_way)
 
     def with_rows(self, Xs: torch.Tensor, Xq: torch.Tensor) -> "EpisodeBatch":
         """Return the same labels over changed rows.
@@ -280,7 +287,7 @@ class _IndexedBatch(EpisodeBatch):
     """Batch that gathers rows of X when they are asked for."""
 
     def __init__(self, X: torch.Tensor, index: EpisodeIndex):
-        self._X = X
+        self._X, self._index = X, index
         self._support, self.ys, self._query, self.yq = (
             torch.from_numpy(part).to(X.device)
             for part in (index.support, index.support_labels, index.query, index.query_labels)
@@ -290,6 +297,12 @@ class _IndexedBatch(EpisodeBatch):
 
     def __len__(self) -> int:
         return len(self.ys)
+
+    def __getitem__(self, episodes: slice) -> EpisodeBatch:
+        gathered = "Xs" in vars(self) or "Xq" in vars(self)
+        if gathered:
+            return super().__getitem__(episodes)
+        return _IndexedBatch(self._X, self._index[episodes])
 
     @cached_property
     def Xs(self) -> torch.Tensor:

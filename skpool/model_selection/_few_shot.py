@@ -23,6 +23,9 @@ from skpool.utils import ArrayLike, check_labels, side_by_side, validate_vectors
 
 __all__ = ["FewShotResult", "compare_few_shot", "few_shot_score", "transductive_accuracy"]
 
+# Features of a batch, if all were gathered at once; methods take a few of its episodes at a time.
+_BATCH_BYTES = 96 << 20
+
 
 @dataclass(frozen=True, eq=False)
 class FewShotResult:
@@ -101,7 +104,7 @@ def few_shot_score(
     transductive: bool | None = None,
     X_base: ArrayLike | None = None,
     y_base: ArrayLike | None = None,
-    batch_size: int = 200,
+    batch_size: int | None = None,
     n_jobs: int | None = None,
     average: str = "micro",
 ) -> FewShotResult:
@@ -129,8 +132,9 @@ def few_shot_score(
         Rows of other classes, which the transformers of a pipeline are fitted to, once.
     y_base : array-like of shape (n_base,), default=None
         Their labels, for transformers that use labels.
-    batch_size : int, default=200
-        Episodes at a time, for classifiers that take many.
+    batch_size : int, default=None
+        Episodes at a time, for classifiers that take many; None for as many as fill 24 MB, since
+        few episodes cost calls, and many the memory that they are read from.
     n_jobs : int, default=None
         Processes for classifiers that take one episode after the other; the others use the
         threads of torch. Never changes the result.
@@ -317,9 +321,12 @@ def _takes_episodes(estimator: BaseEstimator, transductive: bool) -> bool:
 
 
 def _predict_batched(
-    estimator: BaseEstimator, X: ArrayLike, index: EpisodeIndex, batch_size: int
+    estimator: BaseEstimator, X: ArrayLike, index: EpisodeIndex, batch_size: int | None
 ) -> np.ndarray:
     X = validate_vectors(BaseEstimator(), X)
+    if batch_size is None:
+        rows = index.support.shape[1] + index.query.shape[1]
+        batch_size = max(1, _BATCH_BYTES // (rows * X.shape[1] * max(4, X.itemsize)))
     predicted = np.empty(index.query.shape, dtype=np.intp)
 
     def work(part: slice) -> None:

@@ -200,3 +200,17 @@ def test_shapes_that_do_not_fit_are_refused(shapes, match):
 def test_unknown_metric_is_refused():
     with pytest.raises(ValueError, match="metric='taxi' is not valid"):
         batches(X, split().episodes(Y))[0].distances("taxi")
+
+
+def test_part_of_a_batch_gathers_its_own_rows_alone():
+    X = np.random.default_rng(0).normal(size=(60, 5))
+    index = EpisodeSplit(3, n_shot=2, n_query=4, n_episodes=7, random_state=0).episodes(
+        np.repeat(np.arange(6), 10)
+    )
+    (whole,) = EpisodeBatch.from_index(X, index, 7)
+    part = whole[2:5]
+    assert "Xq" not in vars(whole)
+    again = EpisodeBatch(whole.Xs, whole.ys, whole.Xq, whole.yq, n_way=3)[2:5]
+    for name in ("Xs", "ys", "Xq", "yq"):
+        assert torch.equal(getattr(part, name), getattr(again, name))
+        assert torch.equal(getattr(part, name), getattr(whole[2:5], name))
