@@ -221,6 +221,9 @@ class EpisodicLinear(ClassScoresMixin, ClassifierMixin, BaseEstimator):
             In float64, where the device has it.
         """
         self._validate_params()
+        return torch.cat([self._scores_of(part) for _, part in batch.parts()])
+
+    def _scores_of(self, batch: "EpisodeBatch") -> torch.Tensor:
         Xs, Xq, onehot = _wide(batch.Xs), _wide(batch.Xq), _wide(batch.onehot())
         weights = onehot.sum(dim=2)
         center = Xs.mean(dim=1, keepdim=True)

@@ -296,23 +296,14 @@ class BaseCovarianceClassifier(LinearDiscriminantClassifier):
             Minus half the squared Mahalanobis distances from the class means.
         """
         self._validate_params()
-        matrix, share = self._base(batch.Xs.shape[2])
+        matrix, share = self._base(batch[:1].Xs.shape[2])
         lower, flaw = torch.linalg.cholesky_ex(torch.from_numpy(matrix))
         if flaw:
             self._refuse_singular_base()
-        lower = lower.to(batch.Xs)
-        # Differences from near by, so that float32 keeps their digits.
-        center = batch.Xs.mean(dim=1, keepdim=True)
+        evidence = (1 - share) * (1 - self.weight)
         with full_float32():
-            rows = [
-                torch.linalg.solve_triangular(lower.mT, part - center, upper=True, left=False)
-                for part in (batch.Xs, batch.Xq)
-            ]
-            white = batch.with_rows(*rows)
-            distances = white.distances()
-            if self.weight < 1:
-                distances = distances - _explained(white, (1 - share) * (1 - self.weight))
-        return -distances / 2
+            parts = [_distances(part, lower, evidence) for _, part in batch.parts()]
+        return -torch.cat(parts) / 2
 
     @available_if(_has_base)
     def predict_episodes(self, batch: "EpisodeBatch") -> torch.Tensor:
@@ -329,6 +320,19 @@ class BaseCovarianceClassifier(LinearDiscriminantClassifier):
             Local numbers of the classes.
         """
         return self.class_scores_episodes(batch).argmax(dim=2)
+
+
+def _distances(batch: "EpisodeBatch", lower: torch.Tensor, share: float) -> torch.Tensor:
+    """Squared distances of queries to class means, in the covariance of a factor and a share."""
+    lower = lower.to(batch.Xs)
+    # Differences from near by, so that float32 keeps their digits.
+    center = batch.Xs.mean(dim=1, keepdim=True)
+    rows = [
+        torch.linalg.solve_triangular(lower.mT, part - center, upper=True, left=False)
+        for part in (batch.Xs, batch.Xq)
+    ]
+    white = batch.with_rows(*rows)
+    return white.distances() - _explained(white, share) if share else white.distances()
 
 
 def _explained(white: "EpisodeBatch", share: float) -> torch.Tensor:

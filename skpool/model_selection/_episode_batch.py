@@ -135,6 +135,25 @@ class EpisodeBatch:
         Xs, Xq = self.Xs[episodes], self.Xq[episodes]
         return EpisodeBatch(Xs, ys, Xq, yq, query_mask=mask, n_way=self.n_way)
 
+    def parts(self, n_bytes: int = _CACHED) -> Iterator[tuple[slice, "EpisodeBatch"]]:
+        """Yield a few episodes at a time, whose rows stay in the cache of a processor.
+
+        Parameters
+        ----------
+        n_bytes : int, default=4194304
+            Of their rows.
+
+        Yields
+        ------
+        episodes : slice
+        part : EpisodeBatch
+        """
+        first = self[:1]
+        row_bytes = first.Xq.shape[2] * first.Xq.element_size()
+        at_once = n_bytes // max(1, row_bytes * (self.ys.shape[1] + first.Xq.shape[1]))
+        for episodes in gen_batches(len(self), max(1, at_once)):
+            yield episodes, self[episodes]
+
     def with_rows(self, Xs: torch.Tensor, Xq: torch.Tensor) -> "EpisodeBatch":
         """Return the same labels over changed rows.
 
