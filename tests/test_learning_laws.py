@@ -31,6 +31,7 @@ from learners import (
 )
 from sklearn.base import BaseEstimator, clone
 from sklearn.exceptions import NotFittedError
+from sklearn.pipeline import Pipeline
 
 from skpool.utils.discovery import all_estimators
 
@@ -243,7 +244,20 @@ def test_forgotten_class_leaves_one_fit_without_it(learner, dtype, label):
     assert_alike(model, joint(learner, *data.part(data.y != label)), dtype)
 
 
-@all_with("forget", "forget_class")
+def needs_rows(model: BaseEstimator) -> bool:
+    """Whether a step before the classifier moves, which nothing but rows can place."""
+    return isinstance(model, Pipeline) and hasattr(model[0], "partial_fit")
+
+
+@pytest.mark.parametrize(
+    "learner",
+    [
+        one
+        for one in FREE
+        if hasattr(one, "forget") and hasattr(one, "forget_class") and not needs_rows(one)
+    ],
+    ids=name_of,
+)
 def test_forgetting_everything_leaves_an_empty_learner(learner):
     data = DATA["float64"]
     model = joint(learner, data.X, data.y)

@@ -43,6 +43,10 @@ class FitOnce(MetaEstimatorMixin, TransformerMixin, BaseEstimator):
     IncrementalPipeline : Its ``refresh="frozen"`` does this to all steps.
     sklearn.frozen.FrozenEstimator : A transformer that was fitted before.
 
+    Notes
+    -----
+    The cost is that of the transformer, of `fit` in the first call alone.
+
     Examples
     --------
     >>> import numpy as np
