@@ -9,6 +9,7 @@ classes in three orders: the largest difference, as a part of the largest score.
 
     python benchmarks/bench_sessions.py [--json FILE] [--sets cifar100,banking77] [--only ridge]
     python benchmarks/bench_sessions.py --json FILE --page docs/classes_that_arrive_later.md
+    python benchmarks/bench_sessions.py --json FILE --page docs/session_curves.md
 
 The file is written after every method and read at the start; with `--page` nothing is run, and
 the tables of that page are written from the file.
@@ -220,13 +221,13 @@ def curve_table(results: dict, name: str) -> str:
     held = results[name]
     n = len(next(iter(held.values()))["curve"])
     lines = [
-        "| method | " + " | ".join(str(i + 1) for i in range(n)) + " | forgetting | seconds | MB |",
-        "| --- |" + " --- |" * (n + 3),
+        "| method | " + " | ".join(str(i + 1) for i in range(n)) + " | forgetting | MB |",
+        "| --- |" + " --- |" * (n + 2),
     ]
     for title, found in held.items():
         cells = " | ".join(f"{value:.3f}" for value in found["curve"])
         lines.append(
-            f"| {title} | {cells} | {found['summary']['forgetting_max']:.3f} | {found['fit']:.1f} "
+            f"| {title} | {cells} | {found['summary']['forgetting_max']:.3f} "
             f"| {found['state_bytes'] / 1e6:.1f} |"
         )
     return "\n".join(lines)

@@ -13,7 +13,6 @@ from typing import NamedTuple, Self
 import numpy as np
 import torch
 from sklearn.base import _fit_context
-from sklearn.utils import gen_batches
 from sklearn.utils.validation import check_is_fitted
 
 from skpool.base import ClassScoresMixin
@@ -55,17 +54,11 @@ def _is_unlabelled(y: np.ndarray) -> np.ndarray:
     return y == _UNLABELLED if y.dtype.kind in "if" else np.zeros(len(y), dtype=bool)
 
 
-def _part(batch: EpisodeBatch, part: slice) -> EpisodeBatch:
-    mask = None if batch.query_mask is None else batch.query_mask[part]
-    return EpisodeBatch(
-        batch.Xs[part], batch.ys[part], batch.Xq[part], query_mask=mask, n_way=batch.n_way
-    )
-
-
 def _check_supports(batch: EpisodeBatch) -> None:
-    missing = (batch.counts() == 0).nonzero()
-    if len(missing):
-        episode, number = missing[0].tolist()
+    numbers = torch.arange(batch.n_way, device=batch.ys.device)
+    missing = ~(batch.ys[..., None] == numbers).any(dim=1)
+    if bool(missing.any()):
+        episode, number = missing.nonzero()[0].tolist()
         raise ValueError(
             f"Class {number} of episode {episode} has no support; give at least one row of every "
             "class."
@@ -230,27 +223,27 @@ class TransductiveMixin(ClassScoresMixin):
         numbers : tensor of shape (n_episodes, n_queries)
             Local numbers of the classes.
         """
-        return self._log_proba(batch).argmax(dim=2)
+        # Of a few classes this is faster than argmax.
+        return self._log_proba(batch).max(dim=2).indices
 
     def _log_proba(self, batch: EpisodeBatch) -> torch.Tensor:
         """Solve a few episodes at a time, so that they stay in the cache of a processor."""
         self._validate_params()
         _check_supports(batch)
-        n, (n_q, d) = len(batch.Xs), batch.Xq.shape[1:]
-        row_bytes = batch.Xq.element_size() * d
-        at_once = max(1, self._batch_bytes // max(1, row_bytes * (n_q + batch.Xs.shape[1])))
-        out = batch.Xq.new_empty(n, n_q, batch.n_way)
-
-        def solve(part: slice) -> None:
-            for few in gen_batches(part.stop - part.start, at_once):
-                few = slice(part.start + few.start, part.start + few.stop)
-                out[few] = self._solve(_part(batch, few)).log_proba
-
+        # Rows are gathered as they are needed: asking the whole batch would gather all.
+        Xq = batch[:1].Xq
         with torch.no_grad(), full_float32():
-            if batch.Xq.device.type != "cpu":
-                out = self._solve(batch).log_proba
-            elif n > at_once:
-                side_by_side(solve, n)
-            else:
-                solve(slice(0, n))
+            if Xq.device.type != "cpu":
+                return self._solve(batch).log_proba
+            n, (n_q, d) = len(batch), Xq.shape[1:]
+            out = Xq.new_empty(n, n_q, batch.n_way)
+            row_bytes = max(1, Xq.element_size() * d * (n_q + batch.ys.shape[1]))
+            at_once = max(1, self._batch_bytes // row_bytes)
+
+            def solve(part: slice) -> None:
+                for start in range(part.start, part.stop, at_once):
+                    few = slice(start, min(start + at_once, part.stop))
+                    out[few] = self._solve(batch[few]).log_proba
+
+            side_by_side(solve, n) if n > at_once else solve(slice(0, n))
         return out

@@ -27,7 +27,8 @@ _RIDGE = 1e-6
 
 def support_weights(batch: EpisodeBatch) -> torch.Tensor:
     """Return 1 where a support row has a class, of shape (E, N, n_s); padding has none."""
-    return batch.onehot().mT.contiguous()
+    numbers = torch.arange(batch.n_way, device=batch.ys.device)[:, None]
+    return (batch.ys[:, None] == numbers).to(batch.Xs.dtype)
 
 
 def query_weights(batch: EpisodeBatch) -> torch.Tensor:

@@ -64,8 +64,7 @@ def estimate_query_prior(
     P : array-like or tensor of shape (n_queries, n_classes)
         Posteriors; rows sum to 1.
     method : {"em", "count"}, default="em"
-        "em" repeats the step until nothing changes; "count" does it once, without changing the
-        posteriors.
+        "em" repeats the step until nothing changes; "count" does it once, from equal frequencies.
     pseudo_count : float, default=2.0
         a: queries that every class is given beforehand. 0 gives the most likely frequencies; with
         few queries these are often 0.
@@ -102,19 +101,13 @@ def estimate_query_prior(
     if pseudo_count < 0:
         raise ValueError(f"pseudo_count={pseudo_count!r} is negative; give a number of at least 0.")
     P = _posteriors(P)
-    ratios = P[None] if prior is None else (P / _frequencies(prior, P.shape[1]))[None]
+    ratios = P[None] if prior is None else (P / _frequencies(prior, len(P)))[None]
     weights = torch.ones_like(ratios[:, :1])
-    if method == "count":
-        return updated_prior(ratios / ratios.sum(1, True), weights, pseudo_count=pseudo_count)[
-            0
-        ].numpy()
     found = torch.full_like(ratios[:, :, 0], 1 / ratios.shape[1])
-    for _ in range(max_iter):
+    for _ in range(max_iter if method == "em" else 1):
         proba = ratios * found[:, :, None]
-        before = found
-        found = updated_prior(
-            proba / proba.sum(dim=1, keepdim=True), weights, pseudo_count=pseudo_count
-        )
+        proba /= proba.sum(dim=1, keepdim=True)
+        before, found = found, updated_prior(proba, weights, pseudo_count=pseudo_count)
         if float((found - before).abs().max()) <= tol:
             break
     return found[0].numpy()

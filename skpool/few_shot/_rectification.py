@@ -96,7 +96,7 @@ class PrototypeRectification(TransductiveMixin, ClassifierMixin, BaseEstimator):
         "n_iter": [Interval(Integral, 0, None, closed="left")],
     }
     # Rows are read again and again.
-    _batch_bytes = 2**21
+    _batch_bytes = 2**20
 
     def __init__(self, scale: float = 10.0, *, shift: bool = True, n_iter: int = 1):
         self.scale = scale
@@ -106,85 +106,105 @@ class PrototypeRectification(TransductiveMixin, ClassifierMixin, BaseEstimator):
     def _solve(self, batch: EpisodeBatch) -> Solved:
         supports = support_weights(batch)
         means = batch.prototypes()
-        queries = _ShiftedQueries(batch, supports, shift=self.shift)
-        for _ in range(self.n_iter):
-            own, given = _confidences(batch, supports, queries, means, self.scale)
-            means = _rectified(batch, queries, own, given)
-        cosines = queries.cosines(unit_rows(means))
-        log_proba = cosines.mul_(self.scale).log_softmax(dim=1).mT
-        return Solved(log_proba, lambda: means)
+        queries = _ShiftedQueries(batch, means, supports, shift=self.shift)
+        cosines = queries.first
+        for _ in range(self.n_iter if batch.Xq.shape[1] else 0):
+            own, given = _confidences(batch, supports, means, cosines, self.scale)
+            total = own.sum(dim=2, keepdim=True) + given.sum(dim=2, keepdim=True)
+            means = queries.add_sums(own @ batch.Xs, given).div_(total)
+            cosines = queries.cosines(means)
+        return Solved(cosines.mul_(self.scale).log_softmax(dim=1).mT, lambda: means)
 
     def _scores(self, rows: torch.Tensor, prototypes: torch.Tensor) -> torch.Tensor:
         return self.scale * (unit_rows(rows) @ unit_rows(prototypes).mT)
 
 
+def _norms(vectors: torch.Tensor) -> torch.Tensor:
+    """Return norms (..., 1), above 0."""
+    tiny = torch.finfo(vectors.dtype).tiny
+    return torch.linalg.vector_norm(vectors, dim=2, keepdim=True).clamp_(min=tiny)
+
+
 class _ShiftedQueries:
-    """Queries that are moved by one vector an episode, of which no copy is made."""
+    """Queries that are moved by one vector an episode, of which no copy is made.
 
-    def __init__(self, batch: EpisodeBatch, supports: torch.Tensor, *, shift: bool):
-        self.rows, self.weights = batch.Xq, query_weights(batch)
-        self.move = self._move(batch, supports) if shift and self.rows.shape[1] else None
-        squares = torch.linalg.vector_norm(self.rows, dim=2).square_()[:, None]
-        if self.move is not None:
-            squares += 2 * (self.move @ self.rows.mT) + self.move.square().sum(2, keepdim=True)
+    They are read once for each of their norms, their mean, and the products with every set of
+    vectors; what they are moved by enters these as a product of a few numbers.
+    """
+
+    def __init__(
+        self, batch: EpisodeBatch, means: torch.Tensor, supports: torch.Tensor, *, shift: bool
+    ):
+        self.rows = batch.Xq
+        norms = _norms(self.rows).mT
+        if not (shift and self.rows.shape[1]):
+            self.move, self.lengths = None, norms
+            self.first = self.cosines(means)
+            return
+        self.move = _move(batch, supports)
+        products = torch.cat([means, self.move], dim=1) @ self.rows.mT
+        moved, square = products[:, -1:], self.move.square().sum(dim=2, keepdim=True)
+        squares = norms.square_().add_(square).add_(moved, alpha=2)
         self.lengths = squares.clamp_(min=torch.finfo(squares.dtype).tiny).sqrt_()
+        self.first = self._cosines(means, products[:, :-1])
 
-    def _move(self, batch: EpisodeBatch, supports: torch.Tensor) -> torch.Tensor:
-        real = supports.sum(dim=1, keepdim=True)
-        middle = (real @ batch.Xs) / real.sum(dim=2, keepdim=True)
-        total = self.weights.sum(dim=2, keepdim=True).clamp_(min=1)
-        return middle - (self.weights @ self.rows) / total
+    def cosines(self, means: torch.Tensor) -> torch.Tensor:
+        """Return cosines (E, N, n_q) with some vectors."""
+        return self._cosines(means, means @ self.rows.mT)
 
-    def cosines(self, unit_means: torch.Tensor) -> torch.Tensor:
-        """Return cosines (E, N, n_q) with vectors of unit length."""
-        products = unit_means @ self.rows.mT
+    def _cosines(self, means: torch.Tensor, products: torch.Tensor) -> torch.Tensor:
         if self.move is not None:
-            products += unit_means @ self.move.mT
-        return products.div_(self.lengths)
+            products += (means * self.move).sum(dim=2, keepdim=True)
+        return products.div_(_norms(means)).div_(self.lengths)
 
-    def sums(self, weights: torch.Tensor) -> torch.Tensor:
-        """Return weighted sums (E, N, d), for weights (E, N, n_q)."""
-        sums = weights @ self.rows
+    def add_sums(self, sums: torch.Tensor, weights: torch.Tensor) -> torch.Tensor:
+        """Add weighted sums, for weights (E, N, n_q), to vectors (E, N, d)."""
+        sums.baddbmm_(weights, self.rows)
         if self.move is not None:
-            sums += weights.sum(dim=2, keepdim=True) * self.move
+            sums.addcmul_(weights.sum(dim=2, keepdim=True), self.move)
         return sums
+
+
+def _move(batch: EpisodeBatch, supports: torch.Tensor) -> torch.Tensor:
+    """Return what moves the mean of the queries to that of the supports, (E, 1, d)."""
+    real = supports.sum(dim=1, keepdim=True)
+    middle = (real @ batch.Xs).div_(real.sum(dim=2, keepdim=True))
+    if batch.query_mask is None:
+        return middle - batch.Xq.mean(dim=1, keepdim=True)
+    return middle - normalized(query_weights(batch)) @ batch.Xq
 
 
 def _confidences(
     batch: EpisodeBatch,
     supports: torch.Tensor,
-    queries: _ShiftedQueries,
     means: torch.Tensor,
+    cosines: torch.Tensor,
     scale: float,
 ) -> tuple[torch.Tensor, torch.Tensor]:
     """Return weights (E, N, n_s) and (E, N, n_q) of rows in the class that each is given to."""
-    unit = unit_rows(means)
-    own = (scale * (unit @ unit_rows(batch.Xs).mT)).softmax(dim=1).mul_(supports)
-    proba = queries.cosines(unit).mul_(scale).softmax(dim=1)
-    # Several times as fast as argmax along this axis.
-    best = torch.zeros_like(proba).scatter_(1, proba.max(dim=1, keepdim=True).indices, 1.0)
-    return own, proba.mul_(best).mul_(queries.weights)
-
-
-def _rectified(
-    batch: EpisodeBatch, queries: _ShiftedQueries, own: torch.Tensor, given: torch.Tensor
-) -> torch.Tensor:
-    """Return the weighted means (E, N, d)."""
-    sums = own @ batch.Xs + queries.sums(given)
-    return sums / (own.sum(dim=2, keepdim=True) + given.sum(dim=2, keepdim=True))
+    own = (means @ batch.Xs.mT).div_(_norms(means)).div_(_norms(batch.Xs).mT)
+    own = own.mul_(scale).softmax(dim=1).mul_(supports)
+    # Along this axis several times as fast as argmax.
+    nearest = cosines.max(dim=1, keepdim=True).indices
+    proba = (cosines * scale).softmax(dim=1)
+    given = torch.zeros_like(proba).scatter_(1, nearest, proba.gather(1, nearest))
+    if batch.query_mask is not None:
+        given.mul_(batch.query_mask[:, None])
+    return own, given
 
 
 def rectified_weights(
     batch: EpisodeBatch, supports: torch.Tensor, *, scale: float = 10.0
 ) -> torch.Tensor:
     """Return rectified prototypes as weights (E, N, n_s + n_q) of the rows of their episode."""
-    queries = _ShiftedQueries(batch, supports, shift=True)
-    own, given = _confidences(batch, supports, queries, batch.prototypes(), scale)
+    means = batch.prototypes()
+    queries = _ShiftedQueries(batch, means, supports, shift=True)
+    own, given = _confidences(batch, supports, means, queries.first, scale)
     weights = torch.cat([own, given], dim=2)
     total = weights.sum(dim=2, keepdim=True)
     if queries.move is not None:
         # The move itself is a difference of two means of rows.
         real = normalized(supports.sum(dim=1, keepdim=True))
-        move = torch.cat([real, -normalized(queries.weights)], dim=2)
+        move = torch.cat([real, -normalized(query_weights(batch))], dim=2)
         weights = weights + given.sum(dim=2, keepdim=True) * move
     return weights / total

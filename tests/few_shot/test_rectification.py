@@ -7,10 +7,13 @@ from few_shot_episodes import draw_episode, labelled
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from scipy.special import softmax
-from sklearn.metrics.pairwise import cosine_similarity
 
 from skpool.few_shot import PrototypeRectification
 from skpool.prototypes import NearestClassMeanClassifier
+
+
+def cosine_similarity(X, Y):
+    return np.array([[x @ y / np.sqrt((x @ x) * (y @ y)) for y in Y] for x in X])
 
 
 def rectified(Xs, ys, Xq, *, scale, shift, n_iter):
