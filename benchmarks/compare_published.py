@@ -1,10 +1,11 @@
 # SPDX-License-Identifier: BSD-3-Clause
 """Do the published codes and ours say the same on the same features, and where do they part?
 
-Each published class or function is imported from a clone of its repository and fed frozen features
-in a class-incremental setting; ours learns the same rows. The first table has the accuracy after
-the last task; differences are paired within a seed, which draws the split and the order of the
-classes, and the standard error is over seeds. The second has what tells the codes apart: means
+Each published class or function is imported from a clone of its repository, or from its package,
+and fed frozen features in a class-incremental setting or in few-shot episodes; ours learns the same
+rows. The first table has the accuracy after the last task, or of all episodes; differences are
+paired within a seed, which draws the split and the order of the classes or the episodes, and the
+standard error is over seeds. The second has what tells the codes apart: means
 over the seeds, with the smallest and the largest value.
 
     python benchmarks/compare_published.py --code DIR [--codes slda dkvb ...] [--seeds 5]
@@ -18,6 +19,7 @@ import os
 import time
 import warnings
 from collections.abc import Callable
+from importlib.metadata import version
 from pathlib import Path
 
 import numpy as np
@@ -37,6 +39,9 @@ CODES = (
     "icarl",
     "simplecil",
     "ease",
+    "easyfsl",
+    "pt_map",
+    "alpha_tim",
 )
 
 parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
@@ -98,6 +103,8 @@ def main() -> None:
         adapter = importlib.import_module(f"_published.{key}")
         for clone in np.atleast_1d(adapter.CLONE):
             print(f"{clone} at {commit(options.code / clone)}")
+        for package in getattr(adapter, "PACKAGES", ()):
+            print(f"{package} {version(package)}")
         for setting, run in adapter.RUNS.items():
             outcomes = measured(f"{key}, {setting}", run)
             lines.append(row(key, setting, outcomes))
