@@ -76,7 +76,8 @@ class TransductiveMixin(ClassScoresMixin):
     many bytes of rows are best worked on at a time on a CPU.
     """
 
-    _batch_bytes = 2**22
+    # Fewer episodes would stay nearer to the processor, and cost more in steps of Python.
+    _batch_bytes = 2**23
 
     def _solve(self, batch: EpisodeBatch) -> Solved:
         raise NotImplementedError
