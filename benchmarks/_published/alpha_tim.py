@@ -13,7 +13,7 @@ import torch
 from torch import nn
 
 from _published.clones import load
-from _published.episodes import Episodes, make_episodes, share
+from _published.episodes import WAYS, Episodes, make_episodes, share
 from _published.tasks import Outcome
 from skpool.few_shot import InformationMaximizationClassifier
 
@@ -21,7 +21,8 @@ CLONE = "Realistic_Transductive_Few_Shot"
 ABSENT = ("tqdm", "yaml")
 # Published: 1000.
 STEPS = 200
-WEIGHTS = {"TIM": (1.0, 10.0, 1.0), "alpha-TIM": (1.0, 1.0, 1.0)}
+# Published for balanced queries and for others; alpha-TIM has the latter for both.
+WEIGHTS = {"balanced": (1.0, 10.0, 1.0), "dirichlet": (1.0, 1.0, 1.0)}
 SETTINGS = {
     "temp": 15,
     "iter": STEPS,
@@ -33,7 +34,7 @@ SETTINGS = {
 }
 
 
-def theirs(code: Path, episodes: Episodes, name: str) -> object:
+def theirs(code: Path, episodes: Episodes, name: str, weights: tuple) -> object:
     """The method after its last step."""
     published = load(code / CLONE, "src.methods.tim", ABSENT)
     # What shows progress, writes logs and extracts features is left out.
@@ -41,11 +42,11 @@ def theirs(code: Path, episodes: Episodes, name: str) -> object:
     published.tqdm, published.Logger = iter, lambda *_: quiet
     published.extract_features = lambda model, support, query: (support, query)
     kind = {"TIM": published.TIM_GD, "alpha-TIM": published.ALPHA_TIM}[name]
-    args = SimpleNamespace(**SETTINGS, loss_weights=list(WEIGHTS[name]))
+    args = SimpleNamespace(**SETTINGS, loss_weights=list(weights))
     method = kind(nn.Identity(), "cpu", None, args)
     rows = {"x_s": episodes.Xs, "x_q": episodes.Xq}
     labels = {"y_s": episodes.ys[:, :, None], "y_q": episodes.yq[:, :, None]}
-    method.run_task(rows | labels, episodes.Xs.shape[1] // 5)
+    method.run_task(rows | labels, episodes.Xs.shape[1] // WAYS)
     return method
 
 
@@ -54,9 +55,10 @@ def compare(code: Path, seed: int, *, name: str, n_shot: int, distribution: str)
     episodes = make_episodes(seed, n_shot, distribution=distribution)
     unit = nn.functional.normalize
     ready = episodes._replace(Xs=unit(episodes.Xs, dim=2), Xq=unit(episodes.Xq, dim=2))
-    method = theirs(code, episodes, name)
+    weights = WEIGHTS[distribution if name == "TIM" else "dirichlet"]
+    method = theirs(code, episodes, name, weights)
     ours = InformationMaximizationClassifier(
-        "shannon" if name == "TIM" else "tsallis", weights=WEIGHTS[name], max_iter=STEPS
+        "shannon" if name == "TIM" else "tsallis", weights=weights, max_iter=STEPS
     )
     with torch.no_grad():
         proba = method.get_logits(ready.Xq).softmax(dim=2)
@@ -76,7 +78,7 @@ RUNS = {
     f"{name}, {title}, {n_shot} shot": partial(
         compare, name=name, n_shot=n_shot, distribution=distribution
     )
-    for name in WEIGHTS
+    for name in ("TIM", "alpha-TIM")
     for distribution, title in {"balanced": "balanced", "dirichlet": "Dirichlet(2)"}.items()
     for n_shot in (1, 5)
 }

@@ -28,6 +28,10 @@ class Episodes(NamedTuple):
         Xs, Xq = (torch.nn.functional.normalize(X - center, dim=2) for X in (self.Xs, self.Xq))
         return self._replace(Xs=Xs, Xq=Xq)
 
+    def first(self, n: int) -> "Episodes":
+        """Return the first few episodes."""
+        return Episodes(self.Xs[:n], self.ys[:n], self.Xq[:n], self.yq[:n], self.base)
+
     def batch(self) -> EpisodeBatch:
         """Return what ours takes."""
         return EpisodeBatch(self.Xs, self.ys, self.Xq, n_way=WAYS)

@@ -127,8 +127,6 @@ class InformationMaximizationClassifier(TransductiveMixin, ClassifierMixin, Base
         "lr": [Interval(Real, 0, None, closed="neither")],
         "max_iter": [Interval(Integral, 0, None, closed="left"), None],
     }
-    # Rows are read again in every step.
-    _batch_bytes = 2**20
 
     def __init__(
         self,

@@ -95,8 +95,6 @@ class PrototypeRectification(TransductiveMixin, ClassifierMixin, BaseEstimator):
         "shift": ["boolean"],
         "n_iter": [Interval(Integral, 0, None, closed="left")],
     }
-    # Rows are read again and again.
-    _batch_bytes = 2**22
 
     def __init__(self, scale: float = 10.0, *, shift: bool = True, n_iter: int = 1):
         self.scale = scale
