@@ -12,7 +12,6 @@ different draws of episodes from the same rows.
 """
 
 import argparse
-import sys
 import types
 import warnings
 from collections.abc import Callable
@@ -22,10 +21,11 @@ from typing import NamedTuple
 import numpy as np
 import torch
 from _measure import header, rounds, spread
+from _published.easyfsl import load_easyfsl
 from sklearn.base import BaseEstimator
 from sklearn.frozen import FrozenEstimator
 from sklearn.pipeline import make_pipeline
-from torch.utils.data import DataLoader, Sampler
+from torch.utils.data import DataLoader
 
 from skpool.few_shot import (
     InformationMaximizationClassifier,
@@ -51,37 +51,6 @@ options = parser.parse_args()
 torch.set_num_threads(options.threads)
 
 WAYS, QUERIES = 5, 15
-
-
-def _empty_class(name: str) -> type:
-    if name.startswith("__"):
-        raise AttributeError(name)
-    return type(name, (), {})
-
-
-def load_peer() -> types.ModuleType:
-    """Import easyfsl beside any torch.
-
-    It imports torchvision for images and its backbones, which no feature needs, so an empty one
-    serves where there is none; and it gives `Sampler` an argument that newer versions of torch
-    refuse.
-    """
-    try:
-        import torchvision  # noqa: F401
-    except (ImportError, RuntimeError):
-        for name in ("", ".models", ".models.resnet", ".transforms", ".utils", ".datasets"):
-            module = types.ModuleType(f"torchvision{name}")
-            module.__getattr__ = _empty_class
-            sys.modules[f"torchvision{name}"] = module
-            if name.count(".") == 1:
-                setattr(sys.modules["torchvision"], name[1:], module)
-    Sampler.__init__ = lambda self, data_source=None: None
-    import easyfsl.datasets
-    import easyfsl.methods
-    import easyfsl.samplers
-    import easyfsl.utils
-
-    return easyfsl
 
 
 class Case(NamedTuple):
@@ -186,7 +155,7 @@ def compare(name: str, case: Case, peer: types.ModuleType, X: np.ndarray, y: np.
 def main() -> None:
     """Measure and print."""
     warnings.simplefilter("ignore")
-    peer = load_peer()
+    peer = load_easyfsl()
     X, y, base = make_data()
     print(header(options.threads) + f"; easyfsl {version('easyfsl')}")
     print(

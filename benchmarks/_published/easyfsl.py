@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: BSD-3-Clause
 """The few-shot methods of the package `easyfsl`, around an identity, episode by episode.
 
-Two of its conventions are no options of ours; the facts take them off on its side, so that what
+Some of its conventions are no options of ours; the facts take them off on its side, so that what
 is left can be seen to be the same.
 """
 
@@ -16,6 +16,7 @@ import numpy as np
 import torch
 from sklearn.base import BaseEstimator
 from torch import nn
+from torch.utils.data import Sampler
 
 from _published.episodes import Episodes, make_episodes, share
 from _published.tasks import Outcome
@@ -38,8 +39,13 @@ def _empty_class(name: str) -> type:
     return type(name, (), {})
 
 
-def methods() -> types.ModuleType:
-    """Import the methods; torchvision, which is for images, is an empty one where it is absent."""
+def load_easyfsl() -> types.ModuleType:
+    """Import easyfsl beside any torch.
+
+    It imports torchvision for images and its backbones, which no feature needs, so an empty one
+    serves where there is none; and it gives `Sampler` an argument that newer versions of torch
+    refuse.
+    """
     try:
         import torchvision  # noqa: F401
     except (ImportError, RuntimeError):
@@ -47,9 +53,15 @@ def methods() -> types.ModuleType:
             module = types.ModuleType(f"torchvision{name}")
             module.__getattr__ = _empty_class
             sys.modules[f"torchvision{name}"] = module
+            if name.count(".") == 1:
+                setattr(sys.modules["torchvision"], name[1:], module)
+    Sampler.__init__ = lambda self, data_source=None: None
+    import easyfsl.datasets
     import easyfsl.methods
+    import easyfsl.samplers
+    import easyfsl.utils
 
-    return easyfsl.methods
+    return easyfsl
 
 
 def run(method: nn.Module, episodes: Episodes) -> np.ndarray:
@@ -60,6 +72,13 @@ def run(method: nn.Module, episodes: Episodes) -> np.ndarray:
             method.process_support_set(Xs, ys)
             found.append(method(Xq).argmax(dim=1).numpy())
     return np.array(found)
+
+
+def with_softmax(method: nn.Module, scale: float) -> nn.Module:
+    """Give it logarithms of a softmax for cosines: the same decisions, other weights."""
+    cosines = method.cosine_distance_to_prototypes
+    method.cosine_distance_to_prototypes = lambda rows: (scale * cosines(rows)).log_softmax(dim=1)
+    return method
 
 
 class Case(NamedTuple):
@@ -73,26 +92,33 @@ class Case(NamedTuple):
 
 def prototypical(seed: int, n_shot: int) -> Case:
     """Distances of the rows as they are."""
-    theirs = methods().PrototypicalNetworks(nn.Identity())
+    theirs = load_easyfsl().methods.PrototypicalNetworks(nn.Identity())
     return Case(theirs, NearestClassMeanClassifier("euclidean"), make_episodes(seed, n_shot), {})
 
 
 def simple_shot(seed: int, n_shot: int) -> Case:
     """Cosines of centred unit rows."""
-    theirs, episodes = methods().SimpleShot(nn.Identity()), make_episodes(seed, n_shot).normalized()
+    theirs, episodes = (
+        load_easyfsl().methods.SimpleShot(nn.Identity()),
+        make_episodes(seed, n_shot).normalized(),
+    )
     return Case(theirs, NearestClassMeanClassifier("cosine"), episodes, {})
 
 
 def rectification(seed: int, n_shot: int) -> Case:
     """BD-CSPN: its weights are exp(cos), and it moves queries for the prototypes alone."""
-    theirs, episodes = methods().BDCSPN(nn.Identity()), make_episodes(seed, n_shot).normalized()
+    theirs, episodes = (
+        load_easyfsl().methods.BDCSPN(nn.Identity()),
+        make_episodes(seed, n_shot).normalized(),
+    )
     move = episodes.Xs.mean(dim=1, keepdim=True) - episodes.Xq.mean(dim=1, keepdim=True)
     # Queries that are there already are not moved again.
     moved = episodes._replace(Xq=episodes.Xq + move)
-    found = run(theirs, moved)
     ours = PrototypeRectification(scale=1.0)
+    found = run(with_softmax(load_easyfsl().methods.BDCSPN(nn.Identity()), 1.0), moved)
     facts = {
-        "theirs, queries moved for the decision too": share(found, moved.yq),
+        "theirs, queries moved for the decision too": share(run(theirs, moved), moved.yq),
+        "theirs, weights by softmax as well": share(found, moved.yq),
         "identity: equal predictions then": share(found, episodes.decided(ours)),
         "ours, scale=10": episodes.score(PrototypeRectification()),
         "ours, no query (SimpleShot)": episodes.score(NearestClassMeanClassifier("cosine")),
@@ -103,7 +129,7 @@ def rectification(seed: int, n_shot: int) -> Case:
 def laplacian_shot(seed: int, n_shot: int) -> Case:
     """LaplacianShot behind its BD-CSPN; a neighbour fewer, for a row counts as its own."""
     episodes = make_episodes(seed, n_shot).normalized()
-    published = methods().LaplacianShot
+    published = load_easyfsl().methods.LaplacianShot
     theirs, plain = published(nn.Identity()), published(nn.Identity())
     plain.rectify_prototypes = lambda query_features: None
     conventions = {
@@ -115,7 +141,11 @@ def laplacian_shot(seed: int, n_shot: int) -> Case:
     ours = TransductivePrototypeClassifier(**conventions, rectify=True)
     found = run(plain, episodes)
     decided = episodes.decided(TransductivePrototypeClassifier(**conventions))
+    soft = run(with_softmax(published(nn.Identity()), 10.0), episodes)
     facts = {
+        "identity: equal predictions with its weights by softmax": share(
+            soft, episodes.decided(ours)
+        ),
         "identity: equal predictions without rectification": share(found, decided),
         "theirs without rectification": share(found, episodes.yq),
         "ours without rectification": share(decided, episodes.yq),
@@ -131,12 +161,19 @@ def transport(seed: int, n_shot: int) -> Case:
     """PT-MAP: it takes powers of unit rows, ours makes powers unit rows, as was published."""
     # Fewer episodes, for its iterations seldom end before the thousandth.
     episodes = make_episodes(seed, n_shot, rectified=True).first(40)
-    published = methods().PTMAP
+    published = load_easyfsl().methods.PTMAP
     theirs = published(nn.Identity(), feature_normalization=2)
     ours = OptimalTransportClassifier(regularization=10.0, n_epochs=10, marginals="uniform")
     Xs, Xq = (nn.functional.normalize((X + 1e-6).sqrt(), dim=2) for X in (episodes.Xs, episodes.Xq))
     found = run(published(nn.Identity(), power_factor=1.0), episodes._replace(Xs=Xs, Xq=Xq))
+    # The square of the length of the root of a unit row is the sum of the row.
+    square = float(nn.functional.normalize(episodes.Xq, dim=2).sum(dim=2).mean())
+    harder = OptimalTransportClassifier(
+        regularization=10.0 * square, n_epochs=10, marginals="uniform"
+    )
     facts = {
+        "squared length of its rows": square,
+        "ours, regularization times that": episodes.score(harder),
         "theirs, given unit rows of powers": share(found, episodes.yq),
         "identity: equal predictions then": share(found, episodes.decided(ours)),
         "ours as it is by default": episodes.score(OptimalTransportClassifier()),
@@ -147,7 +184,10 @@ def transport(seed: int, n_shot: int) -> Case:
 def information(seed: int, n_shot: int) -> Case:
     """TIM: logits are cosines to the prototypes, in the papers and here distances."""
     episodes = make_episodes(seed, n_shot).normalized()
-    theirs, distant = methods().TIM(nn.Identity()), methods().TIM(nn.Identity())
+    theirs, distant = (
+        load_easyfsl().methods.TIM(nn.Identity()),
+        load_easyfsl().methods.TIM(nn.Identity()),
+    )
     distant.cosine_distance_to_prototypes = lambda rows: (
         -(rows[:, None] - distant.prototypes).square().sum(dim=2) / 2
     )

@@ -202,9 +202,9 @@ class FirstSessionAdapter(ClassNamePrefixFeaturesOutMixin, TransformerMixin, Bas
     map bit-identical; `fit` starts anew. Rows are divided by the root mean square of their
     entries while the map is trained: rows that are c times as long give c times the output.
 
-    What there is to gain is a question of the features: on those of DeiT-tiny of CIFAR-100, with
-    50 classes first, maps by gradient moved the accuracy of class means by half a point at most,
-    and "lda" raised it from 62.5 to 65.0, or 66.9 alone.
+    What there is to gain is a question of the features, and of how many classes come first: with
+    10 of 100 classes of CIFAR-100 first, on features of DeiT-tiny, the default map moves the
+    accuracy of class means by a tenth of a point (``benchmarks/bench_sessions.py``).
 
     Cost: training takes O(n d (hidden_dim + n_classes)) per epoch, "lda" O(n d^2 + d^3);
     `transform` O(n d hidden_dim). Arrays and tensors come back as they came, half precision as
