@@ -236,15 +236,12 @@ class TransductiveMixin(ClassScoresMixin):
         with torch.no_grad(), full_float32():
             if Xq.device.type != "cpu":
                 return self._solve(batch).log_proba
-            n, (n_q, d) = len(batch), Xq.shape[1:]
-            out = Xq.new_empty(n, n_q, batch.n_way)
-            row_bytes = max(1, Xq.element_size() * d * (n_q + batch.ys.shape[1]))
-            at_once = max(1, self._batch_bytes // row_bytes)
+            out = Xq.new_empty(len(batch), Xq.shape[1], batch.n_way)
 
             def solve(part: slice) -> None:
-                for start in range(part.start, part.stop, at_once):
-                    few = slice(start, min(start + at_once, part.stop))
-                    out[few] = self._solve(batch[few]).log_proba
+                found = out[part]
+                for few, episodes in batch[part].parts(self._batch_bytes):
+                    found[few] = self._solve(episodes).log_proba
 
-            side_by_side(solve, n) if n > at_once else solve(slice(0, n))
+            side_by_side(solve, len(batch))
         return out

@@ -1,13 +1,24 @@
 # SPDX-License-Identifier: BSD-3-Clause
 """Checks of what is handed to the moments, before anything is computed."""
 
+from collections.abc import Mapping
+
 import numpy as np
 import torch
 from sklearn.utils import check_array
 
 from skpool.utils import ArrayLike
 
-__all__ = ["check_option", "check_rows", "check_weights", "label_kind", "plain_labels", "read_only"]
+__all__ = [
+    "check_factors",
+    "check_map",
+    "check_option",
+    "check_rows",
+    "check_weights",
+    "label_kind",
+    "plain_labels",
+    "read_only",
+]
 
 
 def check_option(name: str, value: object, options: tuple[str, ...]) -> str:
@@ -71,3 +82,36 @@ def read_only(values: np.ndarray) -> np.ndarray:
     view = values.view()
     view.flags.writeable = False
     return view
+
+
+def check_map(
+    A: ArrayLike, b: ArrayLike | None, d: int | None, scatter: str
+) -> tuple[np.ndarray, np.ndarray]:
+    """Return a linear map of rows of width d, and its offset, in float64."""
+    A = np.asarray(A, dtype=np.float64)
+    if d is None:
+        raise ValueError("affine needs moments that hold rows; call update first.")
+    if A.ndim not in (1, 2) or A.shape[0] != d:
+        raise ValueError(f"A has shape {A.shape}; give ({d}, n_outputs) or ({d},).")
+    if A.ndim == 2 and scatter in ("diag", "shared_diag"):
+        raise ValueError(
+            f"scatter={scatter!r} keeps no products between features, so only one factor "
+            "per feature (A of one axis) can be applied."
+        )
+    b = np.zeros(A.shape[-1]) if b is None else np.asarray(b, dtype=np.float64)
+    if b.shape != (A.shape[-1],):
+        raise ValueError(f"b has shape {b.shape}; give ({A.shape[-1]},).")
+    return A, b
+
+
+def check_factors(class_weight: Mapping, classes: np.ndarray, scatter: str) -> np.ndarray:
+    """Return one factor per class, of those that a kind of scatter can be multiplied by."""
+    if scatter in ("shared", "shared_diag"):
+        raise ValueError(
+            f"The scatter of some classes alone is not known with scatter={scatter!r}; "
+            'keep scatter="per_class", "diag" or "none".'
+        )
+    factors = np.array([class_weight.get(c, 1.0) for c in classes.tolist()], float)
+    if not (np.isfinite(factors).all() and (factors > 0).all()):
+        raise ValueError(f"class_weight={class_weight!r} is not valid; give numbers above 0.")
+    return factors

@@ -13,6 +13,8 @@ import torch
 
 from skpool.statistics._arrays import read_moments, stack_scatter, write_moments
 from skpool.statistics._checks import (
+    check_factors,
+    check_map,
     check_option,
     check_rows,
     check_weights,
@@ -496,16 +498,9 @@ class ClassMoments:
         moments : ClassMoments
             A new object, equal to one that was given the new weights from the start.
         """
-        if self.scatter in ("shared", "shared_diag"):
-            raise ValueError(
-                f"The scatter of some classes alone is not known with scatter={self.scatter!r}; "
-                'keep scatter="per_class", "diag" or "none".'
-            )
+        factors = check_factors(class_weight, self.classes_, self.scatter)
         if class_weight:
             self._known(list(class_weight), "class_weight")
-        factors = np.array([class_weight.get(c, 1.0) for c in self.classes_.tolist()], float)
-        if not (np.isfinite(factors).all() and (factors > 0).all()):
-            raise ValueError(f"class_weight={class_weight!r} is not valid; give numbers above 0.")
         return self._with(reweigh_moments(self._state, factors, self.scatter))
 
     def affine(self, A: ArrayLike, b: ArrayLike | None = None) -> "ClassMoments":
@@ -523,20 +518,7 @@ class ClassMoments:
         moments : ClassMoments
             A new object.
         """
-        A = np.asarray(A, dtype=np.float64)
-        d = self.n_features_in_
-        if d is None:
-            raise ValueError("affine needs moments that hold rows; call update first.")
-        if A.ndim not in (1, 2) or A.shape[0] != d:
-            raise ValueError(f"A has shape {A.shape}; give ({d}, n_outputs) or ({d},).")
-        if A.ndim == 2 and self.scatter in ("diag", "shared_diag"):
-            raise ValueError(
-                f"scatter={self.scatter!r} keeps no products between features, so only one factor "
-                "per feature (A of one axis) can be applied."
-            )
-        b = np.zeros(A.shape[-1]) if b is None else np.asarray(b, dtype=np.float64)
-        if b.shape != (A.shape[-1],):
-            raise ValueError(f"b has shape {b.shape}; give ({A.shape[-1]},).")
+        A, b = check_map(A, b, self.n_features_in_, self.scatter)
         return self._with(map_moments(self._state, A, b, self.scatter))
 
     def _centre(self) -> tuple[np.ndarray, np.ndarray]:

@@ -11,7 +11,7 @@ from typing import NamedTuple
 import numpy as np
 import torch
 
-from skpool.statistics._symmetric_products import add_product, mirror, panels
+from skpool.statistics._symmetric_products import MANY_MEANS, add_product, mirror, panels
 from skpool.utils import as_tensor
 
 __all__ = ["OpenScatter"]
@@ -19,8 +19,6 @@ __all__ = ["OpenScatter"]
 # A feature of which more of the products than this is distance of the means from the points has
 # lost a digit or two; a closer point is due.
 _FAR = 0.75
-# From so many rows on, the terms between means are multiplied in the type of the products.
-_MANY_MEANS = 512
 
 
 class OpenScatter(NamedTuple):
@@ -68,7 +66,7 @@ class OpenScatter(NamedTuple):
         if rows is not None:
             left = torch.cat([left, torch.from_numpy(rows)])
             right = torch.cat([right, torch.from_numpy(-rows)])
-        if len(left) > _MANY_MEANS:
+        if len(left) > MANY_MEANS:
             left, right = left.to(self.products.dtype), right.to(self.products.dtype)
         add_product(total, left, -right)
         mirror(total)

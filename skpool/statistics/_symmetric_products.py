@@ -10,10 +10,10 @@ from collections.abc import Iterator
 import numpy as np
 import torch
 
-__all__ = ["add_outer", "add_product", "mirror", "outer_sum", "panels"]
+__all__ = ["MANY_MEANS", "add_outer", "add_product", "mirror", "outer_sum", "panels"]
 
 # The terms between means are multiplied in float32 from so many rows on.
-_MANY_MEANS = 512
+MANY_MEANS = 512
 # Columns of a symmetric product that a CPU computes together, from the diagonal on: panels leave
 # out almost half of it and are still wide enough for the BLAS to run at full speed.
 _PANEL = 96
@@ -59,7 +59,7 @@ def add_outer(
     Of the matrix only the panels that `panels` yields need to be there; all of it is in the end.
     Products are in `dtype` where that saves time.
     """
-    if len(rows) <= _MANY_MEANS:
+    if len(rows) <= MANY_MEANS:
         dtype = torch.float64
     # Not by numpy, whose threads and torch's would wait for each other.
     tensor = torch.from_numpy(np.ascontiguousarray(rows)).to(dtype)
