@@ -63,11 +63,11 @@ def measure(n: int) -> None:
     ).fit(X, y)
 
     exact = WeightedKNNClassifier(options.neighbors).fit(X, y)
-    torch_knn = WeightedKNNClassifier(options.neighbors, backend="torch").fit(X, y)
+    by_faiss = WeightedKNNClassifier(options.neighbors, backend="faiss").fit(X, y)
     competitors = {
         BASE: lambda: flat.search(unit, options.neighbors),
         "ours, exact, votes included": lambda: exact.predict_proba(Q),
-        "ours, exact, torch": lambda: torch_knn.predict_proba(Q),
+        "ours, exact, by faiss": lambda: by_faiss.predict_proba(Q),
         "scikit-learn, brute cosine": lambda: peer.predict_proba(Q),
     }
     notes = {}

@@ -93,37 +93,55 @@ def host_distances(
     out = np.empty(positions.shape)
     if not out.size:
         return out
-    Q = Q.astype(np.float64)
+    lengths = np.ones(len(Q))
     if metric == "cosine":
         lengths = row_norms(Q)
-        Q /= np.where(lengths > 0, lengths, 1)[:, None]
+        lengths[lengths == 0] = 1
         norms = row_norms(X) if norms is None else norms
-
-    def work(pieces: list[tuple[slice, slice]]) -> None:
-        # In memory that stays: a new array of this size costs several times what is done in it.
-        room = np.empty((max(out[piece].size for piece in pieces), X.shape[1]))
-        for piece in pieces:
-            places = positions[piece]
-            x = room[: places.size]
-            np.copyto(x, X.take(places.ravel(), axis=0))
-            x, q = x.reshape(*places.shape, -1), Q[piece[0]]
-            if metric == "euclidean":
-                x -= q[:, None]
-                out[piece] = _sums(x, x, "qkd,qkd->qk")
-                continue
-            product = _sums(x, q, "qkd,qd->qk")
-            if metric == "dot":
-                out[piece] = -product
-                continue
-            scale = norms[places]
-            product /= np.where(scale > 0, scale, 1)
-            out[piece] = np.maximum(1 - product, 0)
-
     pieces = list(_pieces(*positions.shape, X.shape[1]))
+
+    def work(some: list[tuple[slice, slice]]) -> None:
+        _sum_pieces(Q, lengths, X, positions, some, out, squared=metric == "euclidean")
+
     if n_threads == 1 or len(pieces) < _FEW_PIECES:
         work(pieces)
-        return out
-    with ThreadPoolExecutor(n_threads) as pool:
-        # The list raises what a thread raised.
-        list(pool.map(work, [pieces[i::n_threads] for i in range(n_threads)]))
+    else:
+        with ThreadPoolExecutor(n_threads) as pool:
+            # The list raises what a thread raised.
+            list(pool.map(work, [pieces[i::n_threads] for i in range(n_threads)]))
+    # Steps of Python for all at once: between them, threads wait for one another.
+    if metric == "dot":
+        np.negative(out, out=out)
+    elif metric == "cosine":
+        scale = norms[positions]
+        out /= np.where(scale > 0, scale, 1)
+        np.maximum(np.subtract(1, out, out=out), 0, out=out)
     return out
+
+
+def _sum_pieces(
+    Q: np.ndarray,
+    lengths: np.ndarray,
+    X: np.ndarray,
+    positions: np.ndarray,
+    pieces: list[tuple[slice, slice]],
+    out: np.ndarray,
+    *,
+    squared: bool,
+) -> None:
+    """Write products of Q / lengths and rows, or squared distances, of some pieces into `out`."""
+    # In memory that stays: a new array of this size costs several times what is done in it.
+    room = np.empty((max(out[piece].size for piece in pieces), X.shape[1]))
+    gathered = np.empty_like(room, dtype=X.dtype)
+    for piece in pieces:
+        places = positions[piece]
+        x, rows = room[: places.size], gathered[: places.size]
+        # "clip" writes into the memory given; all places are rows of X.
+        X.take(places.ravel(), axis=0, out=rows, mode="clip")
+        np.copyto(x, rows)
+        x, q = x.reshape(*places.shape, -1), Q[piece[0]] / lengths[piece[0], None]
+        if squared:
+            x -= q[:, None]
+            out[piece] = _sums(x, x, "qkd,qkd->qk")
+        else:
+            out[piece] = _sums(x, q, "qkd,qd->qk")

@@ -14,11 +14,11 @@ from scipy.sparse import csr_array
 from sklearn.utils import check_array
 
 from skpool.neighbors._approximate import METHODS, ApproximateSearch, checked_params
+from skpool.neighbors._block_search import candidates_torch
 from skpool.neighbors._flat_search import candidates_faiss
 from skpool.neighbors._host_distances import row_norms
 from skpool.neighbors._kernels import (
     N_EXTRA,
-    candidates_torch,
     exact_distances,
     nearest_of_candidates,
     prepare_rows,
@@ -73,9 +73,9 @@ class NeighborIndex:
         Distances are 1 - cosine (1 from or to a zero vector), the Euclidean distance, and minus
         the dot product.
     backend : {"auto", "torch", "faiss"}, default="auto"
-        ``"faiss"`` searches on the CPU and keeps the rows on the host. ``"torch"`` searches where
-        the first rows lay, in blocks that fit scikit-learn's `working_memory`. ``"auto"`` takes
-        torch for tensors on an accelerator and faiss for everything else.
+        ``"torch"`` searches where the first rows lay, in blocks that fit scikit-learn's
+        `working_memory`. ``"faiss"`` searches on the CPU and keeps the rows on the host.
+        ``"auto"`` takes torch for an exact search, and faiss for the other methods.
     method : {"exact", "hnsw", "ivf", "ivfpq"}, default="exact"
         ``"hnsw"`` walks a graph of neighbours [2]_, ``"ivf"`` looks into the nearest of many
         lists, ``"ivfpq"`` does so over product codes [1]_ and compares a few times as many rows
@@ -380,7 +380,7 @@ class NeighborIndex:
 
     def _exact(self, Q: torch.Tensor, q: torch.Tensor, k: int) -> tuple[torch.Tensor, torch.Tensor]:
         X, x = self._joined("_stored"), self._joined("_prepared")
-        faiss = self.backend == "faiss" or (self.backend == "auto" and X.device.type == "cpu")
+        faiss = self.backend == "faiss"
         propose = candidates_faiss if faiss else candidates_torch
         values, positions = propose(q, x, min(len(x), k + N_EXTRA), metric=self.metric)
         return nearest_of_candidates(

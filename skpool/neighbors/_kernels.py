@@ -20,7 +20,6 @@ from skpool.neighbors._host_distances import host_distances
 from skpool.utils import unit_rows
 
 __all__ = [
-    "candidates_torch",
     "exact_distances",
     "nearest_of_candidates",
     "prepare_rows",
@@ -82,38 +81,6 @@ def approximate_distances(q: torch.Tensor, x: torch.Tensor, *, metric: str) -> t
     product.mul_(-2).add_(torch.linalg.vector_norm(x, dim=1).square_())
     product.add_(torch.linalg.vector_norm(q, dim=1, keepdim=True).square_())
     return product.clamp_(min=0)
-
-
-def candidates_torch(
-    q: torch.Tensor, x: torch.Tensor, n_candidates: int, *, metric: str
-) -> tuple[torch.Tensor, torch.Tensor]:
-    """Propose the nearest rows by products and `topk`, in blocks of queries.
-
-    Parameters
-    ----------
-    q, x : tensor of shape (m, d), (n, d)
-        Prepared queries and stored rows.
-    n_candidates : int
-        Rows to propose for each query, at most n.
-    metric : {"cosine", "euclidean", "dot"}
-        As they were prepared.
-
-    Returns
-    -------
-    values : tensor of shape (m, n_candidates)
-        Approximate distances, ascending; no other row has one smaller than the last.
-    positions : tensor of shape (m, n_candidates)
-        The rows; -1 where there is none.
-    """
-    # A block holds its distances, and `topk` works on a copy of them.
-    rows = max(1, working_bytes() // (8 * len(x)))
-    values, positions = [], []
-    for block in gen_batches(len(q), rows):
-        distances = approximate_distances(q[block], x, metric=metric)
-        nearest = distances.topk(n_candidates, dim=1, largest=False)
-        values.append(nearest.values)
-        positions.append(nearest.indices)
-    return torch.cat(values), torch.cat(positions)
 
 
 def _pair_blocks(m: int, k: int, d: int) -> Iterator[tuple[slice, slice]]:
