@@ -241,7 +241,7 @@ class ApproximateSearch:
     def _n_probes(self) -> int:
         lists, probes = self._index.nlist, self.params["n_probes"]
         if probes == "auto":
-            probes = max(8, lists // 16)
+            probes = max(8, lists // 64)
         return min(lists, probes)
 
     def to_arrays(self) -> dict[str, np.ndarray]:
