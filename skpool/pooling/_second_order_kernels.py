@@ -39,6 +39,9 @@ __all__ = [
 
 # Bytes of tokens or matrices that are worked on at a time on the CPU.
 _BLOCK_BYTES = 2**24
+# Eigenvectors take far longer than reading their tokens again, so here it is the threads, started
+# for every block, that decide.
+_EXACT_BLOCK_BYTES = 2**27
 # Matrices narrower than this are multiplied in one batch, wider ones one by one, in panels of rows
 # of the upper triangle; a panel this high is still a fast product.
 _WIDE, _PANEL = 128, 96
@@ -57,11 +60,11 @@ def empty_vectors(n: int, width: int, *, like: torch.Tensor) -> torch.Tensor:
     return torch.from_numpy(np.empty((n, width), dtype=str(like.dtype).removeprefix("torch.")))
 
 
-def blocks_of(tokens: torch.Tensor, width: int) -> Iterator[slice]:
+def blocks_of(tokens: torch.Tensor, width: int, n_bytes: int = _BLOCK_BYTES) -> Iterator[slice]:
     """Samples to take at a time so that tokens and (width, width) matrices stay in the cache."""
     n, n_tokens, n_features = tokens.shape
     row_bytes = 4 * max(n_tokens * n_features, width * width)
-    step = max(1, _BLOCK_BYTES // row_bytes) if tokens.device.type == "cpu" else max(n, 1)
+    step = max(1, n_bytes // row_bytes) if tokens.device.type == "cpu" else max(n, 1)
     for start in range(0, n, step):
         yield slice(start, start + step)
 
@@ -441,7 +444,9 @@ def pool_covariance(
     upper = vectorize == "upper"
     n_out = triangle_width(width)
     out = empty_vectors(len(tokens), n_out if upper else width * width, like=tokens)
-    for part in [slice(None)] if whole and upper else blocks_of(tokens, width):
+    exact = function in ("sqrtm", "power", "log")
+    blocks = blocks_of(tokens, width, _EXACT_BLOCK_BYTES if exact else _BLOCK_BYTES)
+    for part in [slice(None)] if whole and upper else blocks:
         x = project(widened(tokens[part]))
         vectors = out[part] if upper else out.new_empty((len(x), n_out))
         real = None if mask is None else mask[part]
