@@ -231,12 +231,10 @@ class TransductiveMixin(ClassScoresMixin):
         """Solve a few episodes at a time, so that they stay in the cache of a processor."""
         self._validate_params()
         _check_supports(batch)
-        # Rows are gathered as they are needed: asking the whole batch would gather all.
-        Xq = batch[:1].Xq
         with torch.no_grad(), full_float32():
-            if Xq.device.type != "cpu":
+            if batch.ys.device.type != "cpu":
                 return self._solve(batch).log_proba
-            out = Xq.new_empty(len(batch), Xq.shape[1], batch.n_way)
+            out = torch.empty(len(batch), batch.n_query, batch.n_way, dtype=batch.dtype)
 
             def solve(part: slice) -> None:
                 found = out[part]

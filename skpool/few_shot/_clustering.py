@@ -148,6 +148,9 @@ class TransductivePrototypeClassifier(TransductiveMixin, ClassifierMixin, BaseEs
         "rectify": ["boolean"],
     }
 
+    # Rows are gone once their products are there, and the steps on these are small.
+    _batch_bytes = 2**25
+
     def __init__(
         self,
         divergence: str = "kmeans",
@@ -202,9 +205,9 @@ class _Clustering:
         self.pull, self.from_supports, self.among_supports = self._pulls()
 
     def _first_weights(self, batch: EpisodeBatch) -> torch.Tensor:
-        if self.model.rectify and batch.Xq.shape[1]:
+        if self.model.rectify and batch.n_query:
             return rectified_weights(batch, self.supports)
-        none = self.supports.new_zeros(*self.supports.shape[:2], batch.Xq.shape[1])
+        none = self.supports.new_zeros(*self.supports.shape[:2], batch.n_query)
         return torch.cat([normalized(self.supports), none], dim=2)
 
     def _pulls(self) -> tuple[Pull | None, torch.Tensor | float, torch.Tensor | float]:
@@ -228,6 +231,8 @@ class _Clustering:
 
     def _pull(self, graph: torch.Tensor) -> Pull:
         lam = self.model.laplacian_weight
+        # Products take its transpose, in every step: that is what lies in order in memory.
+        graph = graph.mT.contiguous().mT
         if self.model.symmetric:
             return Pull(graph, lam, damping_of(graph, lam))
         return Pull(graph, lam, graph.new_zeros(len(graph), 1, 1))

@@ -28,14 +28,14 @@ _RIDGE = 1e-6
 def support_weights(batch: EpisodeBatch) -> torch.Tensor:
     """Return 1 where a support row has a class, of shape (E, N, n_s); padding has none."""
     numbers = torch.arange(batch.n_way, device=batch.ys.device)[:, None]
-    return (batch.ys[:, None] == numbers).to(batch.Xs.dtype)
+    return (batch.ys[:, None] == numbers).to(batch.dtype)
 
 
 def query_weights(batch: EpisodeBatch) -> torch.Tensor:
     """Return 1 for queries and 0 for padding, of shape (E, 1, n_q)."""
     if batch.query_mask is None:
-        return batch.Xq.new_ones(len(batch.Xq), 1, batch.Xq.shape[1])
-    return batch.query_mask[:, None].to(batch.Xq.dtype)
+        return torch.ones(len(batch), 1, batch.n_query, dtype=batch.dtype, device=batch.ys.device)
+    return batch.query_mask[:, None].to(batch.dtype)
 
 
 def normalized(weights: torch.Tensor) -> torch.Tensor:
@@ -65,22 +65,9 @@ class Distances:
     """
 
     def __init__(self, batch: EpisodeBatch):
-        n_s = batch.Xs.shape[1]
-        self._middle = self._middle_of(batch)
-        self._rows = batch.Xs.new_empty(len(batch.Xs), n_s + batch.Xq.shape[1], batch.Xs.shape[2])
-        # Far from 0, inner products would lose the digits that distances are made of.
-        torch.sub(batch.Xs, self._middle, out=self._rows[:, :n_s])
-        torch.sub(batch.Xq, self._middle, out=self._rows[:, n_s:])
-        self._products = self._rows @ self._rows.mT
+        self._batch = batch
+        self._products = batch.centered_products()
         self._squares = self._products.diagonal(dim1=1, dim2=2)[:, None].contiguous()
-
-    @staticmethod
-    def _middle_of(batch: EpisodeBatch) -> torch.Tensor:
-        """Return a point amid the rows of each episode, of shape (E, 1, d)."""
-        if batch.query_mask is not None or batch.Xq.shape[1] == 0:
-            # Padding may lie anywhere.
-            return batch.prototypes().mean(dim=1, keepdim=True)
-        return batch.Xq.mean(dim=1, keepdim=True)
 
     def between(self, rows: slice) -> torch.Tensor:
         """Return the distances between some of the rows, of shape (E, n, n)."""
@@ -95,7 +82,8 @@ class Distances:
 
     def means(self, weights: torch.Tensor) -> torch.Tensor:
         """Return the means themselves, of shape (E, N, d)."""
-        return weights @ self._rows + self._middle
+        n_s = self._batch.Xs.shape[1]
+        return weights[:, :, :n_s] @ self._batch.Xs + weights[:, :, n_s:] @ self._batch.Xq
 
 
 def nearest_neighbors(
@@ -123,7 +111,9 @@ def nearest_neighbors(
         return torch.zeros_like(distances)
     distances.diagonal(dim1=1, dim2=2).fill_(torch.inf)
     real = weights > 0
-    distances.masked_fill_(~real, torch.inf)
+    padded = not bool(real.all())
+    if padded:
+        distances.masked_fill_(~real, torch.inf)
     if distances.device.type == "cpu":
         # Several times as fast as torch's selection.
         farthest = torch.from_numpy(np.partition(distances.numpy(), k - 1)[..., k - 1])
@@ -131,7 +121,8 @@ def nearest_neighbors(
         farthest = distances.kthvalue(k, dim=-1).values
     # With fewer neighbours than k, the last ones are infinitely far.
     farthest.clamp_(max=torch.finfo(distances.dtype).max)
-    return (distances <= farthest[..., None]).logical_and_(real.mT).to(distances.dtype)
+    graph = (distances <= farthest[..., None]).to(distances.dtype)
+    return graph.mul_(real.mT) if padded else graph
 
 
 def transport_plan(

@@ -19,6 +19,8 @@ __all__ = ["EpisodeBatch"]
 
 # Bytes of features that stay in a cache while several steps read them, or one product does.
 _CACHED, _CACHED_ONCE = 4 << 20, 1 << 20
+# A squared mean above this share of the mean square costs inner products digits.
+_OFFSET = 0.5
 
 
 class EpisodeBatch:
@@ -98,6 +100,16 @@ class EpisodeBatch:
 
     def __len__(self) -> int:
         return len(self.Xs)
+
+    @property
+    def n_query(self) -> int:
+        """Queries of an episode, padding included."""
+        return self.Xq.shape[1]
+
+    @property
+    def dtype(self) -> torch.dtype:
+        """Of the rows."""
+        return self.Xs.dtype
 
     @classmethod
     def from_index(
@@ -260,6 +272,34 @@ class EpisodeBatch:
             # Few rows by many is the faster order.
             return (vectors @ self.Xq.mT).mT
 
+    def centered_products(self) -> torch.Tensor:
+        """Return the inner products of all rows, seen from a point where distances lose no digits.
+
+        The distances of two rows follow from them. Where rows lie far from 0, the point is amid
+        those of their episode.
+
+        Returns
+        -------
+        products : tensor of shape (n_episodes, n_support + n_query, n_support + n_query)
+            Supports come first. What stands at padding is of no interest.
+
+        Notes
+        -----
+        Behind `from_index` on a CPU the rows are gathered a few episodes at a time, and never
+        leave the cache.
+        """
+        rows = torch.cat([self.Xs, self.Xq], dim=1)
+        rows -= self._middle()
+        with full_float32():
+            return rows @ rows.mT
+
+    def _middle(self) -> torch.Tensor:
+        """Return a point amid the rows of each episode, of shape (n_episodes, 1, n_features)."""
+        if self.query_mask is not None or self.Xq.shape[1] == 0:
+            # Padding may lie anywhere.
+            return self.prototypes().mean(dim=1, keepdim=True)
+        return self.Xq.mean(dim=1, keepdim=True)
+
     def distances(self, metric: str = "sqeuclidean") -> torch.Tensor:
         """Return how far the queries are from the prototypes.
 
@@ -317,6 +357,14 @@ class _IndexedBatch(EpisodeBatch):
     def __len__(self) -> int:
         return len(self.ys)
 
+    @property
+    def n_query(self) -> int:
+        return self._query.shape[1]
+
+    @property
+    def dtype(self) -> torch.dtype:
+        return widened(self._X[:0]).dtype
+
     def __getitem__(self, episodes: slice) -> EpisodeBatch:
         gathered = "Xs" in vars(self) or "Xq" in vars(self)
         if gathered:
@@ -334,25 +382,57 @@ class _IndexedBatch(EpisodeBatch):
         return _gathered(self._X, self._query)
 
     def query_products(self, vectors: torch.Tensor) -> torch.Tensor:
-        X = self._X
-        plain = X.dtype == vectors.dtype and X.device.type == "cpu"
-        if "Xq" in vars(self) or not plain:
+        if self._X.dtype != vectors.dtype or not self._can_be_read_in_place("Xq"):
             return super().query_products(vectors)
-        # numpy gathers and multiplies matrices of this size in less time than torch.
-        X, at, left = X.numpy(), self._query.numpy(), vectors.numpy()
-        n, width = at.shape
+        at, left = self._query.numpy(), vectors.numpy()
+        products = np.empty((len(at), left.shape[1], at.shape[1]), dtype=left.dtype)
+        for block, queries in self._held(at):
+            np.matmul(left[block], queries.transpose(0, 2, 1), out=products[block])
+        if self.query_mask is not None:
+            products[np.broadcast_to(at[:, None] < 0, products.shape)] = 0.0
+        return torch.from_numpy(products).mT
+
+    def centered_products(self) -> torch.Tensor:
+        n_queries = self._query.shape[1]
+        if self.query_mask is not None or not n_queries or not self._can_be_read_in_place():
+            return super().centered_products()
+        at = torch.cat([self._support, self._query], dim=1)
+        products = torch.empty(*at.shape, at.shape[1], dtype=self._X.dtype)
+        share = np.full(n_queries, 1 / n_queries, dtype=products.numpy().dtype)
+        near_zero = True
+        with full_float32():
+            for block, rows in self._held(at.numpy()):
+                held, out = torch.from_numpy(rows), products[block]
+                if near_zero:
+                    torch.bmm(held, held.mT, out=out)
+                    near_zero = _near_zero(out)
+                if not near_zero:
+                    rows -= (share @ rows[:, -n_queries:])[:, None]
+                    torch.bmm(held, held.mT, out=out)
+        return products
+
+    def _can_be_read_in_place(self, *gathered: str) -> bool:
+        """Whether numpy can gather the rows, in less time than torch, and none are there yet."""
+        plain = self._X.device.type == "cpu" and self._X.element_size() >= 4
+        return plain and not any(name in vars(self) for name in gathered or ("Xs", "Xq"))
+
+    def _held(self, at: np.ndarray) -> Iterator[tuple[slice, np.ndarray]]:
+        """Yield a few episodes at a time, and their rows, in memory that the next ones take."""
+        X, (n, width) = self._X.numpy(), at.shape
         step = max(1, _CACHED_ONCE // (width * X.shape[1] * X.itemsize))
-        products = np.empty((n, left.shape[1], width), dtype=X.dtype)
         rows = np.empty((min(step, n) * width, X.shape[1]), dtype=X.dtype)
         for block in gen_batches(n, step):
             held = rows[: (block.stop - block.start) * width]
             # "clip" lets padding read row 0, and never checks.
             X.take(at[block].ravel(), axis=0, out=held, mode="clip")
-            queries = held.reshape(-1, width, X.shape[1]).transpose(0, 2, 1)
-            np.matmul(left[block], queries, out=products[block])
-        if self.query_mask is not None:
-            products[np.broadcast_to(at[:, None] < 0, products.shape)] = 0.0
-        return torch.from_numpy(products).mT
+            yield block, held.reshape(-1, width, X.shape[1])
+
+
+def _near_zero(products: torch.Tensor) -> bool:
+    """Whether rows lie about as near to 0 as to one another, so that they need not be moved."""
+    n = products.shape[1]
+    sizes = products.diagonal(dim1=1, dim2=2).sum(dim=1) / n
+    return bool((products.sum(dim=(1, 2)) <= _OFFSET * n**2 * sizes).all())
 
 
 def _gathered(X: torch.Tensor, at: torch.Tensor) -> torch.Tensor:

@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 from scipy.spatial.distance import cdist
 from sklearn.linear_model import LogisticRegression
 
-from skpool.model_selection import EpisodeBatch, EpisodeIndex, EpisodeSplit
+from skpool.model_selection import EpisodeBatch, EpisodeIndex, EpisodeSplit, _episode_batch
 
 RNG = np.random.default_rng(0)
 Y = np.repeat(np.arange(6), 20)
@@ -97,6 +97,26 @@ def test_products_of_queries_are_those_of_the_rows(ragged, gathered, half):
     want = np.einsum("eqd,end->eqn", batches(wide, index, 40)[0].Xq.numpy(), vectors.numpy())
     tolerance = 1e-3 if half else 1e-9
     np.testing.assert_allclose(batch.query_products(vectors), want, atol=tolerance)
+
+
+@pytest.mark.parametrize("gathered", [False, True])
+@pytest.mark.parametrize("offset", [0.0, 3e3])
+@pytest.mark.parametrize("ragged", RAGGED)
+def test_distances_of_all_rows_follow_from_centered_products(ragged, offset, gathered, monkeypatch):
+    # A few episodes at a time, so that what one block decides reaches the next.
+    monkeypatch.setattr(_episode_batch, "_CACHED_ONCE", 1 << 14)
+    index, rows = split(**RAGGED[ragged]).episodes(Y), (X + offset).astype(np.float32)
+    (batch,) = batches(rows, index, len(index))
+    if gathered:
+        batch = batch.with_rows(batch.Xs, batch.Xq)
+    products = batch.centered_products().double().numpy()
+    for e, found in enumerate(products):
+        at = np.concatenate([index.support[e], index.query[e]])
+        real = np.flatnonzero(at >= 0)
+        squares = np.diagonal(found)
+        squares = squares[:, None] + squares - 2 * found
+        want = cdist(rows[at[real]].astype(np.float64), rows[at[real]], "sqeuclidean")
+        np.testing.assert_allclose(squares[np.ix_(real, real)], want, atol=2e-6 * want.max())
 
 
 def test_reduced_rows_have_the_same_products():
