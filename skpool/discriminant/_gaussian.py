@@ -77,6 +77,11 @@ class GaussianClassifier(ClassScoresMixin, MomentsMixin, ClassifierMixin, BaseEs
     ddof : int, default=0
         Subtracted from the numbers of samples in the divisors of covariances; 0 is what
         scikit-learn takes, 1 is unbiased.
+    refit_every : int or None, default=None
+        Rows that may be learned before what predictions are made of is solved for again, so that
+        a stream that learns and predicts in turn solves once in so many rows. None solves at the
+        first prediction after any change, as a new class, `forget`, `forget_class` and `merge`
+        always make it.
 
     Attributes
     ----------
@@ -154,10 +159,11 @@ class GaussianClassifier(ClassScoresMixin, MomentsMixin, ClassifierMixin, BaseEs
         "power": [Interval(Real, 0, 1, closed="right"), None],
         "min_count": [Interval(Integral, 1, None, closed="left"), None],
         "ddof": [Interval(Integral, 0, None, closed="left")],
+        "refit_every": [Interval(Integral, 1, None, closed="left"), None],
     }
 
     _solved_parameters = frozenset(
-        {"blend", "rank", "correlation", "log_det", "priors", "min_count", "ddof"}
+        {"blend", "rank", "correlation", "log_det", "priors", "min_count", "ddof", "refit_every"}
     )
 
     def __init__(
@@ -174,6 +180,7 @@ class GaussianClassifier(ClassScoresMixin, MomentsMixin, ClassifierMixin, BaseEs
         power: float | None = None,
         min_count: int | None = None,
         ddof: int = 0,
+        refit_every: int | None = None,
     ):
         self.covariance = covariance
         self.shrinkage = shrinkage
@@ -186,6 +193,7 @@ class GaussianClassifier(ClassScoresMixin, MomentsMixin, ClassifierMixin, BaseEs
         self.power = power
         self.min_count = min_count
         self.ddof = ddof
+        self.refit_every = refit_every
 
     # Learning.
 

@@ -23,7 +23,7 @@ from sklearn.utils._param_validation import Interval, StrOptions
 from sklearn.utils.validation import check_is_fitted
 
 from skpool.base import ClassScoresMixin, MomentsMixin, log_priors, spread_columns
-from skpool.discriminant._leave_one_out import LeftOut, leave_one_out_distances, loo_accuracies
+from skpool.discriminant._leave_one_out import LeftOut, distances_without, loo_accuracies
 from skpool.statistics import ClassMoments, SymmetricFactor, covariance_from_moments
 from skpool.utils import (
     ArrayLike,
@@ -110,7 +110,12 @@ class LinearDiscriminantClassifier(
     n_components : int, default=None
         Directions that `transform` keeps; None for all, at most n_classes - 1.
     covariance : {"shared", "shared_diag"}, default="shared"
-        A full matrix, or variances alone (needs a number as `shrinkage`).
+        A full matrix, or variances alone (needs a number or "loo" as `shrinkage`).
+    refit_every : int or None, default=None
+        Rows that may be learned before what predictions are made of is solved for again, so that
+        a stream that learns and predicts in turn solves once in so many rows. None solves at the
+        first prediction after any change, as a new class, `forget`, `forget_class` and `merge`
+        always make it.
 
     Attributes
     ----------
@@ -184,9 +189,10 @@ class LinearDiscriminantClassifier(
         "priors": [StrOptions({"empirical", "uniform"}), "array-like"],
         "n_components": [Interval(Integral, 1, None, closed="left"), None],
         "covariance": [StrOptions({"shared", "shared_diag"})],
+        "refit_every": [Interval(Integral, 1, None, closed="left"), None],
     }
 
-    _solved_parameters = frozenset({"shrinkage", "target", "priors", "n_components"})
+    _solved_parameters = frozenset({"shrinkage", "target", "priors", "n_components", "refit_every"})
 
     def __init__(
         self,
@@ -197,6 +203,7 @@ class LinearDiscriminantClassifier(
         priors: object = "empirical",
         n_components: int | None = None,
         covariance: str = "shared",
+        refit_every: int | None = None,
     ):
         self.shrinkage = shrinkage
         self.target = target
@@ -204,6 +211,7 @@ class LinearDiscriminantClassifier(
         self.priors = priors
         self.n_components = n_components
         self.covariance = covariance
+        self.refit_every = refit_every
 
     # Learning.
 
@@ -262,7 +270,7 @@ class LinearDiscriminantClassifier(
         priors = log_priors(self.priors, held.counts_)
         accuracies = loo_accuracies(
             rows,
-            held.scatter_,
+            covariance_from_moments(held, self.covariance).matrix,
             target=self.target,
             shares=shares,
             priors=lambda scores, part: self._add_reduced_priors(scores, rows, part, priors),
@@ -307,15 +315,16 @@ class LinearDiscriminantClassifier(
         self._priors_of_classes()
 
     def _check_options(self) -> None:
-        if not isinstance(self.shrinkage, str) or (
-            self.covariance == "shared" and (self.shrinkage == "loo" or self.target == "identity")
-        ):
-            return
-        whole = "" if self.shrinkage == "loo" else "target='identity' and "
-        raise ValueError(
-            f"shrinkage={self.shrinkage!r} is for {whole}covariance='shared', and these are "
-            f"target={self.target!r} and covariance={self.covariance!r}; give a number."
-        )
+        full, needed = self.covariance == "shared", "target='identity' and covariance='shared'"
+        fits = full and self.target == "identity"
+        if self.shrinkage == "loo":
+            # Variances that are shrunk towards themselves leave nothing to choose.
+            fits, needed = full or self.target != "diag", "target='identity' or 'unit'"
+        if isinstance(self.shrinkage, str) and not fits:
+            raise ValueError(
+                f"shrinkage={self.shrinkage!r} is for {needed}, and these are "
+                f"target={self.target!r} and covariance={self.covariance!r}; give a number."
+            )
 
     def _counts(self) -> np.ndarray:
         held = self.moments_
@@ -484,28 +493,19 @@ class LinearDiscriminantClassifier(
         priors. The multiple of the target that is added to the scatter stays what it is with all
         samples, although a shrinkage as a share would make it depend on them.
 
-        Cost: one map of the rows O(n d^2) and one product with the means O(n d C).
+        Cost: one map of the rows O(n d^2), which variances alone do not need, and products with
+        the means O(n d C).
         """
         check_is_fitted(self)
-        if self.covariance != "shared":
-            raise ValueError(
-                f"loo_scores is not available with covariance={self.covariance!r}; use "
-                "cross_val_predict, or covariance='shared'."
-            )
         X, y, _ = self._check_batch(X, y, None, reset=False)
         check_finite(X)
         self._check_seen(y)
-        solved, rows = self._solved, self._left_out(X, y, None)
-        factor = SymmetricFactor(solved.covariance)
-        means = factor.half(rows.means - rows.center)
-        ones, pulls = np.ones((1, X.shape[1])), [(1 - solved.shrinkage) / rows.counts.sum()]
+        solved, rows = self._solved_anew, self._left_out(X, y, None)
+        pull = (1 - solved.shrinkage) / rows.counts.sum()
         priors = self._priors_of_classes()[np.isin(self.classes_, self.moments_.classes_)]
-        scores = np.empty((len(y), len(means)))
-        for part, block in rows.blocks():
-            half = factor.half(block)
-            scores[part] = -0.5 * next(
-                leave_one_out_distances(rows, part, half, means, ones, pulls)
-            )
+        scores = np.empty((len(y), len(rows.means)))
+        for part, distances in distances_without(rows, solved.covariance, pull):
+            scores[part] = -0.5 * distances
             self._add_reduced_priors(scores[part], rows, part, priors)
         lost = np.isnan(scores).any(axis=1)
         if lost.any():

@@ -329,7 +329,8 @@ class NearestClassMeanClassifier(ClassMeansMixin, ClassifierMixin, BaseEstimator
         if self.metric == "mahalanobis":
             raise ValueError(
                 "loo_scores is not available with metric='mahalanobis', whose covariance changes "
-                "with every sample; use cross_val_predict."
+                "with every sample; use cross_val_predict, or LinearDiscriminantClassifier with "
+                "priors='uniform', which scores alike and has them."
             )
         X, y, _ = self._check_batch(X, y, None, reset=False)
         check_finite(X)

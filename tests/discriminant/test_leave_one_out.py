@@ -32,9 +32,17 @@ def _scatter(X, y, w):
     return sum(parts)
 
 
-def _added(X, y, w, target, share):
+def _variances(X, y, w):
+    """Squares alone, as a matrix."""
+    return np.diag(np.diag(_scatter(X, y, w)))
+
+
+SCATTERS = {"shared": _scatter, "shared_diag": _variances}
+
+
+def _added(X, y, w, target, share, scatter=_scatter):
     """What is added to the share-weighted scatter, from all rows: it stays."""
-    S, n, d = _scatter(X, y, w), w.sum(), X.shape[1]
+    S, n, d = scatter(X, y, w), w.sum(), X.shape[1]
     targets = {
         "identity": np.trace(S) / n / d * np.eye(d),
         "unit": np.eye(d),
@@ -43,21 +51,22 @@ def _added(X, y, w, target, share):
     return share * n * targets[target]
 
 
-def _refits(X, y, share, target, priors="empirical", w=None):
+def _refits(X, y, share, target, priors="empirical", w=None, covariance="shared"):
     """Scores of every row by a classifier that never saw it, written out."""
+    scatter = SCATTERS[covariance]
     w = np.ones(len(y)) if w is None else w
-    classes, added = np.unique(y), _added(X, y, w, target, share)
+    classes, added = np.unique(y), _added(X, y, w, target, share, scatter)
     scores = np.full((len(y), len(classes)), -np.inf)
     for i, x in enumerate(X):
         rest = np.arange(len(y)) != i
         n = w[rest].sum()
-        covariance = ((1 - share) * _scatter(X[rest], y[rest], w[rest]) + added) / n
+        matrix = ((1 - share) * scatter(X[rest], y[rest], w[rest]) + added) / n
         for k, c in enumerate(classes):
             mine = rest & (y == c)
             if not mine.any():
                 continue
             gap = x - np.average(X[mine], axis=0, weights=w[mine])
-            scores[i, k] = -0.5 * gap @ np.linalg.solve(covariance, gap)
+            scores[i, k] = -0.5 * gap @ np.linalg.solve(matrix, gap)
             if isinstance(priors, str):
                 scores[i, k] += np.log(w[mine].sum() / n) if priors == "empirical" else 0.0
             else:
@@ -67,10 +76,12 @@ def _refits(X, y, share, target, priors="empirical", w=None):
 
 @pytest.mark.parametrize("target", TARGETS)
 @pytest.mark.parametrize("share", [0.0, 0.2, 1.0])
-def test_scores_equal_refits(target, share):
+@pytest.mark.parametrize("covariance", SCATTERS)
+def test_scores_equal_refits(target, share, covariance):
     X, y = _data()
-    clf = LinearDiscriminantClassifier(share, target=target).fit(X, y)
-    np.testing.assert_allclose(clf.loo_scores(X, y), _refits(X, y, share, target), rtol=1e-8)
+    clf = LinearDiscriminantClassifier(share, target=target, covariance=covariance).fit(X, y)
+    expected = _refits(X, y, share, target, covariance=covariance)
+    np.testing.assert_allclose(clf.loo_scores(X, y), expected, rtol=1e-8)
 
 
 @pytest.mark.parametrize("priors", ["empirical", "uniform", [0.2, 0.5, 0.3]])
@@ -92,6 +103,16 @@ def test_without_shrinkage_predictions_equal_refits_of_scikit_learn():
         np.testing.assert_allclose(apart - apart.mean(), 0, atol=1e-8)
 
 
+def test_variances_without_shrinkage_equal_plain_refits():
+    X, y = _data(seed=3)
+    options = {"shrinkage": 0.0, "covariance": "shared_diag"}
+    found = LinearDiscriminantClassifier(**options).fit(X, y).loo_scores(X, y)
+    for rest, (i,) in LeaveOneOut().split(X):
+        refit = LinearDiscriminantClassifier(**options).fit(X[rest], y[rest])
+        apart = found[i] - refit.class_scores(X[[i]])[0]
+        np.testing.assert_allclose(apart - apart.mean(), 0, atol=1e-9)
+
+
 def test_whole_shrinkage_tends_to_nearest_class_means():
     X, y = _data()
     clf = LinearDiscriminantClassifier(1.0, target="unit", priors="uniform").fit(X, y)
@@ -101,30 +122,35 @@ def test_whole_shrinkage_tends_to_nearest_class_means():
     np.testing.assert_allclose(clf.loo_scores(X, y), expected, rtol=1e-9)
 
 
-def test_large_offsets_and_float32_and_tensors_change_little():
+@pytest.mark.parametrize("covariance", SCATTERS)
+def test_large_offsets_and_float32_and_tensors_change_little(covariance):
     X, y = _data()
-    expected = LinearDiscriminantClassifier(0.1).fit(X, y).loo_scores(X, y)
-    far = LinearDiscriminantClassifier(0.1).fit(X + 1e6, y).loo_scores(X + 1e6, y)
+    clf = LinearDiscriminantClassifier(0.1, covariance=covariance)
+    expected = clf.fit(X, y).loo_scores(X, y)
+    far = clf.fit(X + 1e6, y).loo_scores(X + 1e6, y)
     np.testing.assert_allclose(far, expected, rtol=1e-6)
     tensor = torch.from_numpy(X.astype(np.float32))
-    single = LinearDiscriminantClassifier(0.1).fit(tensor, y).loo_scores(tensor, y)
+    single = clf.fit(tensor, y).loo_scores(tensor, y)
     np.testing.assert_allclose(single, expected, rtol=1e-4)
 
 
-def test_only_row_of_a_class_scores_nothing_for_it():
+@pytest.mark.parametrize("covariance", SCATTERS)
+def test_only_row_of_a_class_scores_nothing_for_it(covariance):
     X, y = _data()
     X, y = np.vstack([X, X.mean(axis=0)]), np.append(y, 7)
-    found = LinearDiscriminantClassifier(0.1).fit(X, y).loo_scores(X, y)
-    np.testing.assert_allclose(found, _refits(X, y, 0.1, "identity"), rtol=1e-8)
+    found = LinearDiscriminantClassifier(0.1, covariance=covariance).fit(X, y).loo_scores(X, y)
+    expected = _refits(X, y, 0.1, "identity", covariance=covariance)
+    np.testing.assert_allclose(found, expected, rtol=1e-8)
     assert found[-1, -1] == -np.inf
     assert np.isfinite(found[-1, :-1]).all()
 
 
-def test_a_row_that_alone_spans_a_direction_is_nan_with_a_warning():
+@pytest.mark.parametrize("covariance", SCATTERS)
+def test_a_row_that_alone_spans_a_direction_is_nan_with_a_warning(covariance):
     X, y = _data()
     X[:, 2] = 0.0
     X[13, 2] = 5.0
-    clf = LinearDiscriminantClassifier(0.0).fit(X, y)
+    clf = LinearDiscriminantClassifier(0.0, covariance=covariance).fit(X, y)
     with pytest.warns(UserWarning, match=r"1 samples, the first at 13"):
         found = clf.loo_scores(X, y)
     assert np.isnan(found[13]).all()
@@ -139,20 +165,28 @@ def test_announced_class_scores_nothing():
     assert (found[:, [0, 4]] == -np.inf).all()
 
 
-def test_small_working_memory_changes_nothing():
+def test_a_constant_feature_leaves_the_scores_of_the_others():
+    X, y = _data()
+    options = {"shrinkage": 0.0, "covariance": "shared_diag"}
+    expected = LinearDiscriminantClassifier(**options).fit(X, y).loo_scores(X, y)
+    wide = np.column_stack([X, np.full(len(y), 7.0)])
+    found = LinearDiscriminantClassifier(**options).fit(wide, y).loo_scores(wide, y)
+    np.testing.assert_allclose(found, expected, rtol=1e-9)
+
+
+@pytest.mark.parametrize("covariance", SCATTERS)
+def test_small_working_memory_changes_nothing(covariance):
     from sklearn import config_context
 
     X, y = _data()
-    clf = LinearDiscriminantClassifier(0.1).fit(X, y)
+    clf = LinearDiscriminantClassifier(0.1, covariance=covariance).fit(X, y)
     whole = clf.loo_scores(X, y)
     with config_context(working_memory=0):
         np.testing.assert_allclose(clf.loo_scores(X, y), whole, rtol=1e-10)
 
 
-def test_variances_alone_and_unknown_labels_are_refused():
+def test_unknown_labels_are_refused():
     X, y = _data()
-    with pytest.raises(ValueError, match="shared_diag"):
-        LinearDiscriminantClassifier(0.1, covariance="shared_diag").fit(X, y).loo_scores(X, y)
     with pytest.raises(ValueError, match="8"):
         LinearDiscriminantClassifier(0.1).fit(X, y).loo_scores(X[:2], [0, 8])
 
@@ -162,14 +196,19 @@ def test_variances_alone_and_unknown_labels_are_refused():
 GRID = (0.01, 0.1, 0.4, 0.9)
 
 
-@pytest.mark.parametrize("target", TARGETS)
+@pytest.mark.parametrize(
+    "target, covariance",
+    [*((target, "shared") for target in TARGETS)]
+    + [("identity", "shared_diag"), ("unit", "shared_diag")],
+)
 @pytest.mark.parametrize("weighted", [False, True])
-def test_accuracies_equal_those_of_refits(target, weighted):
+def test_accuracies_equal_those_of_refits(target, covariance, weighted):
     X, y = _data(n=40, seed=1)
     w = np.random.default_rng(0).uniform(0.5, 2.0, len(y)) if weighted else np.ones(len(y))
-    clf = LinearDiscriminantClassifier("loo", target=target, shrinkages=GRID)
+    options = {"target": target, "covariance": covariance}
+    clf = LinearDiscriminantClassifier("loo", shrinkages=GRID, **options)
     clf.fit(X, y, w if weighted else None)
-    hits = [_refits(X, y, share, target, w=w).argmax(axis=1) == y for share in GRID]
+    hits = [_refits(X, y, share, w=w, **options).argmax(axis=1) == y for share in GRID]
     expected = np.array(hits) @ w / w.sum()
     assert len(set(expected)) > 1
     np.testing.assert_allclose(clf.scores_, expected, rtol=1e-12)
@@ -177,11 +216,12 @@ def test_accuracies_equal_those_of_refits(target, weighted):
     assert clf.shrinkage_ == best
 
 
-def test_chosen_shrinkage_gives_the_classifier_of_that_number():
+@pytest.mark.parametrize("covariance", SCATTERS)
+def test_chosen_shrinkage_gives_the_classifier_of_that_number(covariance):
     X, y = _data()
-    clf = LinearDiscriminantClassifier("loo").fit(X, y)
+    clf = LinearDiscriminantClassifier("loo", covariance=covariance).fit(X, y)
     assert len(clf.scores_) == 13
-    same = LinearDiscriminantClassifier(clf.shrinkage_).fit(X, y)
+    same = LinearDiscriminantClassifier(clf.shrinkage_, covariance=covariance).fit(X, y)
     np.testing.assert_array_equal(clf.class_scores(X), same.class_scores(X))
     assert same.scores_ is None
 
@@ -231,9 +271,9 @@ def test_bad_shrinkages_are_refused(shrinkages):
         LinearDiscriminantClassifier("loo", shrinkages=shrinkages).fit(*_data())
 
 
-def test_choice_is_refused_for_variances_alone_and_without_spread():
-    with pytest.raises(ValueError, match="give a number"):
-        LinearDiscriminantClassifier("loo", covariance="shared_diag").fit(*_data())
+def test_choice_is_refused_where_there_is_none_and_without_spread():
+    with pytest.raises(ValueError, match=r"target='identity' or 'unit'.*give a number"):
+        LinearDiscriminantClassifier("loo", target="diag", covariance="shared_diag").fit(*_data())
     with pytest.raises(ValueError, match="no covariance"):
         LinearDiscriminantClassifier("loo").fit(np.eye(2), [0, 1])
 

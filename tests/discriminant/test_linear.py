@@ -250,6 +250,17 @@ def test_constant_features_are_lifted_by_the_target():
     assert np.isfinite(scores).all()
 
 
+@pytest.mark.parametrize("target", ["unit", "diag"])
+@pytest.mark.parametrize("covariance", ["shared", "shared_diag"])
+def test_constant_features_take_no_part(target, covariance):
+    X, y = _data()
+    clf = LinearDiscriminantClassifier(0.1, target=target, covariance=covariance)
+    expected = clf.fit(X, y).class_scores(X)
+    wide = np.column_stack([X, np.full(len(X), 5.0)])
+    found = clf.fit(wide, y).class_scores(wide)
+    np.testing.assert_allclose(_relative(found), _relative(expected), rtol=1e-6)
+
+
 def test_more_features_than_samples():
     X, y = _data(n=20, d=50)
     clf = LinearDiscriminantClassifier(0.3).fit(X, y)

@@ -54,7 +54,7 @@ def cloud():
     return rng.standard_normal((400, 24)).astype(np.float32)
 
 
-@pytest.mark.parametrize("k", [1, 7, 150])
+@pytest.mark.parametrize("k", [1, 7, 150, 300])
 @pytest.mark.parametrize("metric", METRICS)
 @pytest.mark.parametrize("backend", BACKENDS)
 def test_search_equals_brute_force(cloud, backend, metric, k):
@@ -302,6 +302,24 @@ def test_memory_map_is_accepted(cloud, tmp_path):
     mapped = np.load(tmp_path / "rows.npy", mmap_mode="r")
     _, ids = made(mapped, "cosine", "auto").search(mapped[:10], 1)
     assert ids[:, 0].tolist() == list(range(10))
+
+
+@pytest.mark.parametrize(
+    "laid",
+    [
+        np.asfortranarray,
+        lambda X: np.repeat(X, 2, axis=0)[::2],
+        lambda X: np.repeat(X, 2, axis=1)[:, ::2],
+        lambda X: X.astype(np.float64),
+    ],
+    ids=["columns first", "every other row", "every other column", "float64"],
+)
+@pytest.mark.parametrize("backend", BACKENDS)
+def test_rows_in_any_layout_are_found(cloud, backend, laid):
+    distances, ids = made(laid(cloud[:300]), "euclidean", backend).search(laid(cloud[300:]), 5)
+    expected, order = brute_force(cloud[:300], cloud[300:], 5, "euclidean")
+    assert (ids == order).all()
+    np.testing.assert_allclose(distances, expected, atol=1e-12)
 
 
 def test_one_thread_and_many_agree(cloud):

@@ -80,6 +80,12 @@ def test_one_neighbor_is_the_nearest_for_every_temperature(digits):
         assert (knn.predict(Q) == expected).all()
 
 
+def test_class_without_a_vote_has_probability_zero(small):
+    X, y = small
+    proba = WeightedKNNClassifier(1, temperature=1e-300).fit(X, y).predict_proba(X)
+    assert (proba == np.eye(3)[y]).all()
+
+
 def test_tiny_temperature_is_the_nearest_neighbor(digits):
     X, y, Q, _ = digits
     nearest = WeightedKNNClassifier(1).fit(X, y).predict_proba(Q)

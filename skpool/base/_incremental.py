@@ -1,38 +1,32 @@
 # SPDX-License-Identifier: BSD-3-Clause
-"""What every classifier that learns incrementally shares: calls that happen wholly or not at all.
+"""IncrementalMixin: the verbs of learning in parts, each of which happens wholly or not at all.
 
-`IncrementalMixin` checks a batch, lets the estimator learn it, and puts every attribute back if
-anything failed; `MomentsMixin` does the learning too, for classifiers that follow from the moments
-of the classes. `ClassScoresMixin` turns one matrix of class scores into the outputs that
-scikit-learn's scorers expect. The rooms prototypes, neighbors, discriminant and linear_model stand
-on them.
+It checks a batch, calls what the estimator does with it, and puts every attribute back if anything
+failed. What is learned, and how, is the estimator's.
 """
 
 from collections.abc import Iterable
-from typing import Any, ClassVar, Self
+from typing import ClassVar, Self
 
 import numpy as np
 import torch
 from joblib import Parallel, delayed
-from scipy.special import softmax
 from sklearn.base import _fit_context, clone
 from sklearn.utils.metaestimators import available_if
 from sklearn.utils.validation import _check_sample_weight, check_is_fitted
 
-from skpool.statistics import largest_difference
 from skpool.utils import (
     ArrayLike,
     check_labels,
     joined_labels,
-    row_batches,
     unchanged_on_error,
     validate_vectors,
 )
 
-__all__ = ["ClassScoresMixin", "IncrementalMixin", "MomentsMixin", "log_priors", "spread_columns"]
+__all__ = ["IncrementalMixin", "learns_in_parts"]
 
 
-def _learns_in_parts(estimator: "IncrementalMixin") -> bool:
+def learns_in_parts(estimator: "IncrementalMixin") -> bool:
     """Whether samples can come and go after `fit`; the estimator says why not."""
     return estimator._check_learns_in_parts()
 
@@ -85,7 +79,7 @@ class IncrementalMixin:
         """
         return self._learn(X, y, None, sample_weight, reset=True)
 
-    @available_if(_learns_in_parts)
+    @available_if(learns_in_parts)
     @_fit_context(prefer_skip_nested_validation=True)
     def partial_fit(
         self, X: ArrayLike, y: object, classes: object = None, sample_weight: object = None
@@ -111,7 +105,7 @@ class IncrementalMixin:
         """
         return self._learn(X, y, classes, sample_weight, reset=not hasattr(self, "classes_"))
 
-    @available_if(_learns_in_parts)
+    @available_if(learns_in_parts)
     def fit_blocks(self, blocks: Iterable[tuple], *, n_jobs: int | None = None) -> Self:
         """Learn from blocks of samples that need never be in memory together.
 
@@ -145,7 +139,7 @@ class IncrementalMixin:
         vars(self).update({k: v for k, v in vars(total).items() if k not in parameters})
         return self
 
-    @available_if(_learns_in_parts)
+    @available_if(learns_in_parts)
     def forget(self, X: ArrayLike, y: object, sample_weight: object = None) -> Self:
         """Remove samples that were learned, as if they had never been seen.
 
@@ -171,7 +165,7 @@ class IncrementalMixin:
             self._refresh()
         return self
 
-    @available_if(_learns_in_parts)
+    @available_if(learns_in_parts)
     def forget_class(self, label: object) -> Self:
         """Remove a class with all its samples.
 
@@ -198,7 +192,7 @@ class IncrementalMixin:
             self._refresh()
         return self
 
-    @available_if(_learns_in_parts)
+    @available_if(learns_in_parts)
     def merge(self, other: Self) -> Self:
         """Add what another estimator has learned, as if its samples had been learned here.
 
@@ -319,280 +313,3 @@ class IncrementalMixin:
     def _refresh(self) -> None:
         """Recompute what follows from the state; subclasses extend it."""
         self.classes_ = joined_labels(self._seen_classes(), self._announced)
-
-
-class MomentsMixin(IncrementalMixin):
-    """Mixin for classifiers that are functions of the moments of the classes.
-
-    It keeps `moments_` and updates, downdates, merges and maps them; what follows from them is
-    solved for when it is next needed.
-
-    Notes
-    -----
-    A subclass writes `_new_moments()`, empty moments of the kind that it needs, and `_solve()`,
-    which returns what predictions are made of and is called through `_solved`. Where rows are
-    changed before they are learned it writes `_prepared(rows)`, and `_prepared_row_bytes()` so
-    that no more rows are prepared at a time than fit the working memory.
-    """
-
-    def fit(self, X: ArrayLike, y: object, sample_weight: object = None) -> Self:
-        """Learn from these samples alone, and solve at once.
-
-        Parameters
-        ----------
-        X : array-like or tensor of shape (n_samples, n_features)
-            Feature vectors.
-        y : array-like of shape (n_samples,)
-            Class labels: integers, booleans or text.
-        sample_weight : array-like of shape (n_samples,), default=None
-            Weights of the samples, at least 0; a sample of weight 0 counts as absent.
-
-        Returns
-        -------
-        self : estimator
-            The fitted estimator. If the call fails, the estimator stays as it was.
-        """
-        with unchanged_on_error(self):
-            super().fit(X, y, sample_weight)
-            _ = self._solved
-        return self
-
-    def fit_moments(self, moments: Any) -> Self:
-        """Learn from moments that were computed elsewhere, forgetting what was learned before.
-
-        Parameters
-        ----------
-        moments : ClassMoments
-            Of the rows as this classifier would see them; not changed.
-
-        Returns
-        -------
-        self : estimator
-            The fitted estimator. If the call fails, the estimator stays as it was.
-        """
-        empty = self._new_moments()
-        if type(moments) is not type(empty):
-            raise TypeError(
-                f"moments must be a {type(empty).__name__}, got {type(moments).__name__}; use fit "
-                "for rows."
-            )
-        if not len(moments.classes_):
-            raise ValueError("moments hold no rows; call their update first.")
-        with unchanged_on_error(self):
-            self._announced = moments.classes_[:0]
-            self.n_features_in_ = moments.n_features_in_
-            self.moments_ = moments.copy()
-            self._refresh()
-            _ = self._solved
-        return self
-
-    @available_if(_learns_in_parts)
-    def certify(self, X: ArrayLike, y: object, sample_weight: object = None) -> float:
-        """Compare with a fresh fit on the samples that should be all that is left.
-
-        Parameters
-        ----------
-        X : array-like or tensor of shape (n_samples, n_features)
-            The samples learned and not forgotten.
-        y : array-like of shape (n_samples,)
-            Their labels.
-        sample_weight : array-like of shape (n_samples,), default=None
-            Their weights.
-
-        Returns
-        -------
-        difference : float
-            The largest difference between the two states: of counts, means and scatters, each
-            relative to the largest number of its kind. About 1e-13 after forgetting with products
-            in float64, 1e-7 with float32; infinite where the classes differ.
-        """
-        check_is_fitted(self)
-        fresh = clone(self).partial_fit(X, y, sample_weight=sample_weight)
-        return largest_difference(self.moments_, fresh.moments_)
-
-    @property
-    def _solved(self) -> Any:
-        if self._solution is None:
-            self._solution = self._solve()
-        return self._solution
-
-    def _known(self, name: str) -> Any:
-        """What was solved for, for a fitted attribute: none exists before fit, as hasattr says."""
-        if not hasattr(self, "moments_"):
-            raise AttributeError(f"This {type(self).__name__} is not fitted, so has no {name!r}.")
-        return self._solved
-
-    def _new_moments(self) -> Any:
-        raise NotImplementedError
-
-    def _solve(self) -> Any:
-        raise NotImplementedError
-
-    def _prepared(self, X: ArrayLike) -> ArrayLike:
-        """Rows as the moments see them."""
-        return X
-
-    def _prepared_row_bytes(self) -> int:
-        """Memory that preparing one row takes; 0 where rows are taken as they come."""
-        return 0
-
-    def _learning_sees_nan(self) -> bool:
-        # Prepared rows are other rows, in other blocks: what is wrong in X would be misnamed.
-        return self._prepared_row_bytes() == 0
-
-    def _changed(
-        self, method: str, X: ArrayLike, y: np.ndarray, sample_weight: np.ndarray | None
-    ) -> Any:
-        """Return a copy of the moments that was updated or downdated, block by block."""
-        moments = self.moments_.copy()
-        for part in row_batches(len(X), self._prepared_row_bytes()):
-            weights = None if sample_weight is None else sample_weight[part]
-            getattr(moments, method)(self._prepared(X[part]), y[part], weights)
-        return moments
-
-    def _seen_classes(self) -> np.ndarray:
-        return self.moments_.classes_
-
-    def _reset(self) -> None:
-        self.moments_ = self._new_moments()
-
-    def _update(self, X: ArrayLike, y: np.ndarray, sample_weight: np.ndarray | None) -> None:
-        self.moments_ = self._changed("update", X, y, sample_weight)
-
-    def _forget(self, X: ArrayLike, y: np.ndarray, sample_weight: np.ndarray | None) -> None:
-        self.moments_ = self._changed("downdate", X, y, sample_weight)
-
-    def _forget_class(self, label: object) -> None:
-        self.moments_ = self.moments_.copy().forget_class(label)
-
-    def _merge(self, other: Self) -> None:
-        self.moments_ = self.moments_ + other.moments_
-
-    def _map_to(self, mapped: Self, A: np.ndarray, b: np.ndarray) -> None:
-        mapped.moments_ = self.moments_.affine(A, b)
-
-    def _refresh(self) -> None:
-        super()._refresh()
-        self._solution = None
-
-
-class ClassScoresMixin:
-    """Mixin that derives decisions and probabilities from one matrix of class scores.
-
-    Notes
-    -----
-    A subclass writes `class_scores(X)`, of shape (n_samples, n_classes) with the columns in the
-    order of `classes_`; a class without samples scores -inf.
-    """
-
-    def decision_function(self, X: ArrayLike) -> np.ndarray:
-        """Return class scores in scikit-learn's convention.
-
-        Parameters
-        ----------
-        X : array-like or tensor of shape (n_samples, n_features)
-            Feature vectors.
-
-        Returns
-        -------
-        scores : ndarray of shape (n_samples, n_classes) or (n_samples,)
-            One column per class; for two classes the second score minus the first.
-            `class_scores` always gives the columns.
-        """
-        scores = self.class_scores(X)
-        return scores[:, 1] - scores[:, 0] if scores.shape[1] == 2 else scores
-
-    def predict(self, X: ArrayLike) -> np.ndarray:
-        """Return the class of the highest score.
-
-        Parameters
-        ----------
-        X : array-like or tensor of shape (n_samples, n_features)
-            Feature vectors.
-
-        Returns
-        -------
-        y : ndarray of shape (n_samples,)
-            Labels; of equal scores the first in `classes_` wins.
-        """
-        best = self.class_scores(X).argmax(axis=1)
-        return self.classes_[best]
-
-    def predict_proba(self, X: ArrayLike) -> np.ndarray:
-        """Return the softmax of the class scores.
-
-        Parameters
-        ----------
-        X : array-like or tensor of shape (n_samples, n_features)
-            Feature vectors.
-
-        Returns
-        -------
-        probabilities : ndarray of shape (n_samples, n_classes)
-            Rows sum to 1; columns in the order of `classes_`.
-        """
-        return softmax(self.class_scores(X), axis=1)
-
-
-def spread_columns(
-    columns: np.ndarray, seen: np.ndarray, classes: np.ndarray, *, fill: Any
-) -> np.ndarray:
-    """Place the columns of the classes that hold samples among those of all classes.
-
-    Parameters
-    ----------
-    columns : ndarray of shape (n, n_seen)
-        One column per label in `seen`.
-    seen, classes : ndarray of shape (n_seen,), (n_classes,)
-        Sorted labels; `classes` holds all of `seen`.
-    fill : float
-        Value of the columns of labels that are only announced.
-
-    Returns
-    -------
-    matrix : ndarray of shape (n, n_classes)
-        The columns, and `fill` in those of the other labels.
-    """
-    if len(seen) == len(classes):
-        return columns
-    matrix = np.full((len(columns), len(classes)), fill, dtype=columns.dtype)
-    matrix[:, np.searchsorted(classes, seen)] = columns
-    return matrix
-
-
-def log_priors(priors: object, counts: np.ndarray) -> np.ndarray:
-    """Return the logarithms of the classes' priors.
-
-    Parameters
-    ----------
-    priors : {"empirical", "uniform"} or array-like of shape (n_classes,)
-        In the order of the classes; numbers of at least 0 that sum to 1.
-    counts : ndarray of shape (n_classes,)
-        Samples of the classes, with 0 for those that are only announced.
-
-    Returns
-    -------
-    values : ndarray of shape (n_classes,)
-        All 0 for "uniform": a constant would only make old scores move when classes arrive.
-
-    Raises
-    ------
-    ValueError
-        The array does not fit the classes, or is no distribution.
-    """
-    if isinstance(priors, str) and priors == "uniform":
-        return np.zeros(len(counts))
-    with np.errstate(divide="ignore"):
-        if isinstance(priors, str):
-            return np.log(counts) - np.log(counts.sum())
-        values = np.asarray(priors, dtype=np.float64)
-        if values.shape != counts.shape:
-            raise ValueError(
-                f"priors has shape {values.shape}, and there are {len(counts)} classes; give one "
-                "prior per class, or 'empirical'."
-            )
-        if not ((values >= 0).all() and np.isclose(values.sum(), 1)):
-            raise ValueError(
-                f"priors={priors!r} is not valid; give numbers of at least 0 that sum to 1."
-            )
-        return np.log(values)
