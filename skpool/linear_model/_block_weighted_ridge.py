@@ -64,6 +64,11 @@ class BlockWeightedRidgeClassifier(RidgeHeadClassifier):
     temperature : float or "auto", default="auto"
         Factor of the scores in the softmax of `predict_proba`; "auto" takes the inverse of the
         variance of what is left of the targets, as of a Gaussian around one-hot targets.
+    refit_every : int or None, default=None
+        Rows that may be learned before what predictions are made of is solved for again, so that
+        a stream that learns and predicts in turn solves once in so many rows. None solves at the
+        first prediction after any change, as a new class, `forget`, `forget_class` and `merge`
+        always make it.
 
     Attributes
     ----------
@@ -144,6 +149,7 @@ class BlockWeightedRidgeClassifier(RidgeHeadClassifier):
         relative: bool = True,
         class_weight: dict | str | None = None,
         temperature: float | str = "auto",
+        refit_every: int | None = None,
     ):
         super().__init__(
             alpha,
@@ -151,6 +157,7 @@ class BlockWeightedRidgeClassifier(RidgeHeadClassifier):
             relative=relative,
             class_weight=class_weight,
             temperature=temperature,
+            refit_every=refit_every,
         )
         self.last_block = last_block
         self.weight = weight

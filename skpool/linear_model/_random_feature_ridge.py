@@ -77,6 +77,11 @@ class RandomFeatureRidgeClassifier(ProjectedRowsMixin, RidgeHeadClassifier):
         Weights of the classes. They need one scatter per class.
     temperature : float or "auto", default="auto"
         Factor of the scores in the softmax of `predict_proba`.
+    refit_every : int or None, default=None
+        Rows that may be learned before what predictions are made of is solved for again, so that
+        a stream that learns and predicts in turn solves once in so many rows. None solves at the
+        first prediction after any change, as a new class, `forget`, `forget_class` and `merge`
+        always make it.
     random_state : int, RandomState instance or None, default=0
         Draws the projection. Only estimators of one projection merge, so an int is needed where
         parts are learned apart.
@@ -129,7 +134,9 @@ class RandomFeatureRidgeClassifier(ProjectedRowsMixin, RidgeHeadClassifier):
     penalties (one per width; a Cholesky factor where `alpha` is a number), O(n k (d + C)) to
     predict. Memory: 8 k^2 bytes for the products (0.8 GB for 10,000), a few times that while they
     are added up and decomposed, and a block of features, which scikit-learn's `working_memory`
-    bounds. What exceeds ``skpool.get_config()["max_array_bytes"]`` is refused.
+    bounds. While fewer rows than features were learned, and none forgotten, O(n^2 k + n^3) and
+    memory O(n k), without `class_weight` and `widths`. What exceeds
+    ``skpool.get_config()["max_array_bytes"]`` is refused.
 
     References
     ----------
@@ -166,6 +173,7 @@ class RandomFeatureRidgeClassifier(ProjectedRowsMixin, RidgeHeadClassifier):
         widths: ArrayLike | None = None,
         class_weight: dict | str | None = None,
         temperature: float | str = "auto",
+        refit_every: int | None = None,
         random_state: int | np.random.RandomState | None = 0,
     ):
         super().__init__(
@@ -174,6 +182,7 @@ class RandomFeatureRidgeClassifier(ProjectedRowsMixin, RidgeHeadClassifier):
             relative=relative,
             class_weight=class_weight,
             temperature=temperature,
+            refit_every=refit_every,
         )
         self.n_components = n_components
         self.activation = activation
@@ -212,10 +221,15 @@ class RandomFeatureRidgeClassifier(ProjectedRowsMixin, RidgeHeadClassifier):
     def _left_out(
         self, X: ArrayLike, y: np.ndarray, sample_weight: np.ndarray | None
     ) -> tuple[float, np.ndarray]:
-        path = self._path("gcv").fit_moments(self.moments_)
+        if len(X) < self.n_components:
+            # All features together are smaller than their products.
+            return super()._left_out(self._prepared(X), y, sample_weight)
+        held = self._weighted_moments()
+        path = self._path("gcv").fit_moments(held)
         codes = np.searchsorted(self.moments_.classes_, y)
         one_hot = np.eye(len(self.moments_.classes_))
-        weights = np.ones(len(y)) if sample_weight is None else sample_weight
+        weights = (held.counts_ / self.moments_.counts_)[codes]
+        weights = weights if sample_weight is None else weights * sample_weight
         sums = np.zeros((2, len(path.alphas_)))
         for part in row_batches(len(X), self._prepared_row_bytes()):
             rows = self._prepared(X[part])

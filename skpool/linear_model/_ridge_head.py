@@ -8,7 +8,7 @@ nothing, so classes may arrive in any order and the weights are those of one joi
 from collections.abc import Iterator
 from dataclasses import dataclass
 from functools import cached_property
-from numbers import Real
+from numbers import Integral, Real
 
 import numpy as np
 import torch
@@ -90,6 +90,11 @@ class RidgeHeadClassifier(ClassScoresMixin, MomentsMixin, ClassifierMixin, BaseE
     temperature : float or "auto", default="auto"
         Factor of the scores in the softmax of `predict_proba`; "auto" takes the inverse of the
         variance of what is left of the targets, as of a Gaussian around one-hot targets.
+    refit_every : int or None, default=None
+        Rows that may be learned before what predictions are made of is solved for again, so that
+        a stream that learns and predicts in turn solves once in so many rows. None solves at the
+        first prediction after any change, as a new class, `forget`, `forget_class` and `merge`
+        always make it.
 
     Attributes
     ----------
@@ -129,7 +134,8 @@ class RidgeHeadClassifier(ClassScoresMixin, MomentsMixin, ClassifierMixin, BaseE
     learns rows of float32 in half the time.
 
     Cost: one product O(n d^2), one decomposition O(d^3) (a Cholesky factor where `alpha` is a
-    number), and O(n d C) to predict; memory O(d^2 + C d).
+    number), and O(n d C) to predict; memory O(d^2 + C d). While fewer rows than features were
+    learned, and none forgotten, O(n^2 d + n^3) and memory O(n d), without `class_weight`.
 
     References
     ----------
@@ -154,9 +160,10 @@ class RidgeHeadClassifier(ClassScoresMixin, MomentsMixin, ClassifierMixin, BaseE
         "relative": ["boolean"],
         "class_weight": [StrOptions({"balanced"}), dict, None],
         "temperature": [StrOptions({"auto"}), Interval(Real, 0, None, closed="neither")],
+        "refit_every": [Interval(Integral, 1, None, closed="left"), None],
     }
 
-    _solved_parameters = frozenset({"alpha", "alphas", "relative", "temperature"})
+    _solved_parameters = frozenset({"alpha", "alphas", "relative", "temperature", "refit_every"})
 
     def __init__(
         self,
@@ -166,12 +173,14 @@ class RidgeHeadClassifier(ClassScoresMixin, MomentsMixin, ClassifierMixin, BaseE
         relative: bool = True,
         class_weight: dict | str | None = None,
         temperature: float | str = "auto",
+        refit_every: int | None = None,
     ):
         self.alpha = alpha
         self.alphas = alphas
         self.relative = relative
         self.class_weight = class_weight
         self.temperature = temperature
+        self.refit_every = refit_every
 
     # Learning.
 
@@ -189,17 +198,14 @@ class RidgeHeadClassifier(ClassScoresMixin, MomentsMixin, ClassifierMixin, BaseE
         super()._update(X, y, sample_weight)
         if self.alpha != "loo":
             return
-        if self.class_weight is not None:
-            raise ValueError(
-                'alpha="loo" is not available with class_weight; set alpha="gcv" or a number.'
-            )
         self._chosen = self._left_out(X, y, sample_weight)
 
     def _left_out(
         self, X: ArrayLike, y: np.ndarray, sample_weight: np.ndarray | None
     ) -> tuple[float, np.ndarray]:
         """The penalty that predicts most rows without themselves, and the scores of all."""
-        path = self._path("loo_accuracy").fit_moments(self.moments_, X, y, sample_weight)
+        path = self._path("loo_accuracy", class_weight=self.class_weight)
+        path.fit_moments(self.moments_, X, y, sample_weight)
         return path.alpha_, path.scores_
 
     def _check_learns_in_parts(self) -> bool:
@@ -213,8 +219,8 @@ class RidgeHeadClassifier(ClassScoresMixin, MomentsMixin, ClassifierMixin, BaseE
     def _can_map(self) -> bool:
         return self._check_learns_in_parts()
 
-    def _path(self, scoring: str) -> RidgePath:
-        return RidgePath(self.alphas, relative=self.relative, scoring=scoring)
+    def _path(self, scoring: str, **options: object) -> RidgePath:
+        return RidgePath(self.alphas, relative=self.relative, scoring=scoring, **options)
 
     def _weighted_moments(self) -> ClassMoments | FoldMoments:
         held = self.moments_
@@ -255,9 +261,12 @@ class RidgeHeadClassifier(ClassScoresMixin, MomentsMixin, ClassifierMixin, BaseE
 
     def _weights(self, moments: ClassMoments, alpha: float) -> np.ndarray:
         """Weights of one penalty, by Cholesky's factor where there is one."""
+        path = RidgePath([alpha], relative=self.relative)
+        if alpha == 0 or moments.total_factor() is not None:
+            return path.fit_moments(moments).coef_
         _, center, scatter = moments.total()
-        if alpha == 0 or (self.relative and not scatter.any()):
-            return RidgePath([alpha], relative=self.relative).fit_moments(moments).coef_
+        if self.relative and not scatter.any():
+            return path.fit_moments(moments).coef_
         cross = moments.counts_[:, None] * (moments.means_ - center)
         shifted = penalized(scatter, alpha, relative=self.relative)
         return SymmetricFactor(shifted).solve(cross.T).T

@@ -44,8 +44,7 @@ def _learns_in_parts(estimator: "RidgeHeadRegressor") -> bool:
 class _Solution:
     """What predictions are made of."""
 
-    scatter: np.ndarray  # (d, d)
-    n: float
+    moments: RunningMoments
     center: np.ndarray  # (d,), where predictions are the offsets
     offset: np.ndarray  # (m,)
     coef: np.ndarray  # (m, d)
@@ -56,7 +55,9 @@ class _Solution:
     @cached_property
     def factor(self) -> SymmetricFactor:
         """Of the scatter and the penalty."""
-        return SymmetricFactor(penalized(self.scatter, self.alpha, relative=self.relative))
+        d = len(self.center)
+        scatter = self.moments.scatter_[:d, :d]
+        return SymmetricFactor(penalized(scatter, self.alpha, relative=self.relative))
 
 
 class RidgeHeadRegressor(MultiOutputMixin, RegressorMixin, BaseEstimator):
@@ -345,23 +346,25 @@ class RidgeHeadRegressor(MultiOutputMixin, RegressorMixin, BaseEstimator):
 
     def _solve(self) -> _Solution:
         d, held = self.n_features_in_, self.moments_
-        scatter, mean = held.scatter_[:d, :d], held.mean_
+        mean = held.mean_
         if self.alpha == "gcv":
             path = self._path("gcv").fit_moments(held, n_targets=len(mean) - d)
             coef, alpha, scores = path.coef_, path.alpha_, path.scores_
         else:
             alpha, scores = self._chosen if self.alpha == "loo" else (float(self.alpha), None)
-            coef = self._weights(scatter, alpha)
-        return _Solution(
-            scatter, held.n_samples, mean[:d], mean[d:], coef, alpha, scores, self.relative
-        )
+            coef = self._weights(alpha)
+        return _Solution(held, mean[:d], mean[d:], coef, alpha, scores, self.relative)
 
-    def _weights(self, scatter: np.ndarray, alpha: float) -> np.ndarray:
+    def _weights(self, alpha: float) -> np.ndarray:
         """Weights of one penalty, by Cholesky's factor where there is one."""
-        d, held = len(scatter), self.moments_
-        if alpha == 0 or (self.relative and not scatter.any()):
-            path = RidgePath([alpha], relative=self.relative)
-            return path.fit_moments(held, n_targets=len(held.mean_) - d).coef_
+        d, held = self.n_features_in_, self.moments_
+        path, n_targets = RidgePath([alpha], relative=self.relative), len(held.mean_) - d
+        rows = held.factor()
+        if alpha == 0 or (rows is not None and len(rows) < d):
+            return path.fit_moments(held, n_targets=n_targets).coef_
+        scatter = held.scatter_[:d, :d]
+        if self.relative and not scatter.any():
+            return path.fit_moments(held, n_targets=n_targets).coef_
         shifted = penalized(scatter, alpha, relative=self.relative)
         return SymmetricFactor(shifted).solve(held.scatter_[:d, d:]).T
 
@@ -436,4 +439,4 @@ class RidgeHeadRegressor(MultiOutputMixin, RegressorMixin, BaseEstimator):
         check_is_fitted(self)
         rows = as_tensor(validate_vectors(self, X, reset=False))
         solved = self._solved
-        return row_leverages(rows, solved.center, solved.factor) + 1.0 / solved.n
+        return row_leverages(rows, solved.center, solved.factor) + 1.0 / solved.moments.n_samples

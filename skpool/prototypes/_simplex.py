@@ -267,8 +267,8 @@ class SimplexClassifier(
         alphas = "auto" if self.alpha == "gcv" else [self.alpha]
         path = RidgePath(alphas, relative=self.relative).fit_moments(self.moments_)
         # One-hot targets times the vertices: so are their regressions.
-        n, center, _ = self.moments_.total()
-        offset = (self.moments_.counts_ / n) @ vertices
+        shares = self.moments_.counts_ / self.moments_.counts_.sum()
+        center, offset = shares @ self.moments_.means_, shares @ vertices
         return _Map(center, path.coef_.T @ vertices, offset, path.alpha_)
 
     # What was learned.

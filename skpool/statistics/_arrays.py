@@ -14,6 +14,7 @@ _FORMAT = 1
 _SETTINGS = ("scatter", "product_dtype", "block_rows")
 _PARTS = ("classes", "counts", "counts_sq", "means")
 _HIGHER = ("third", "fourth")
+_PRINTS = "fingerprints"
 
 
 def stack_scatter(state: Moments) -> np.ndarray | None:
@@ -33,6 +34,8 @@ def write_moments(state: Moments, settings: dict[str, object]) -> dict[str, np.n
         arrays["scatter_values"] = stack_scatter(state).copy()
     if state.third is not None:
         arrays |= {name: getattr(state, name).copy() for name in _HIGHER}
+    if state.fingerprints is not None:
+        arrays[_PRINTS] = state.fingerprints.copy()
     return arrays
 
 
@@ -57,7 +60,9 @@ def read_moments(arrays: Mapping[str, np.ndarray]) -> tuple[Moments, dict[str, o
     kind = settings["scatter"]
     scatter = np.array(arrays["scatter_values"]) if "scatter_values" in arrays else None
     settings["fourth_order"] = all(name in arrays for name in _HIGHER)
+    settings["fingerprint"] = _PRINTS in arrays
     names = (*_PARTS, *_HIGHER) if settings["fourth_order"] else _PARTS
+    names = (*names, _PRINTS) if settings["fingerprint"] else names
     held = {name: np.array(arrays[name]) for name in names}
     state = Moments(**held, scatter=scatter)
     _refuse_damage(state, kind)
@@ -74,6 +79,9 @@ def _refuse_damage(state: Moments, kind: str) -> None:
     rows = [state.classes.shape, state.counts.shape, state.counts_sq.shape]
     if state.third is not None:
         rows.append(state.fourth.shape if state.third.shape == (n, d) else None)
+    prints = state.fingerprints
+    if prints is not None:
+        rows.append(prints.shape if prints.dtype == np.uint64 else None)
     if rows != [(n,)] * len(rows) or shapes.get(kind) != (
         None if scatter is None else scatter.shape
     ):

@@ -6,37 +6,29 @@ a classifier that keeps them can learn in any order, merge with another and forg
 """
 
 from collections.abc import Mapping
-from dataclasses import replace
 
 import numpy as np
-import torch
 
 from skpool.statistics._arrays import read_moments, stack_scatter, write_moments
 from skpool.statistics._checks import (
-    check_factors,
-    check_map,
     check_option,
-    check_rows,
-    check_weights,
-    label_kind,
     plain_labels,
     read_only,
 )
-from skpool.statistics._kernels import batch_moments, higher_moments, resolve_product_dtype
-from skpool.statistics._open_scatter import OpenScatter
+from skpool.statistics._class_batch import Batch, check_kind, found_labels
+from skpool.statistics._derived_moments import DerivedMomentsMixin
+from skpool.statistics._row_scatter import RowScatter
 from skpool.statistics._state import (
     Moments,
     close_moments,
     empty_moments,
-    map_moments,
     merge_moments,
-    regroup_moments,
-    reweigh_moments,
+    open_moments,
     subtract_moments,
     take_moments,
 )
 from skpool.statistics._symmetric_products import outer_sum
-from skpool.utils import ArrayLike, as_tensor, check_labels
+from skpool.utils import ArrayLike
 
 __all__ = ["ClassMoments"]
 
@@ -44,7 +36,7 @@ _SCATTERS = ("none", "shared", "per_class", "diag", "shared_diag")
 _PRODUCT_DTYPES = ("auto", "float32", "float64")
 
 
-class ClassMoments:
+class ClassMoments(DerivedMomentsMixin):
     """Counts, means and scatters of classes, exact under adding, removing and merging.
 
     The moments of a union are computed from the moments of its parts by the pairwise formula
@@ -69,6 +61,11 @@ class ClassMoments:
         Also keep, with ``scatter="per_class"``, the sums of the squared norms of centred rows
         times these rows, and of their fourth powers, from which Ledoit-Wolf's shrinkage follows
         without the rows. `affine` leaves them behind.
+    fingerprint : bool, default=False
+        Also keep, per class, the sum modulo 2^64 of a hash of every row and its weight, by which
+        `holds_same_rows` tells whether two objects were made of the same rows. It adds the time
+        of hashing to every batch. Classes that are relabelled or pooled bring theirs along;
+        `affine` and `reweighted` leave them behind, since rows or weights are others then.
 
     Attributes
     ----------
@@ -86,6 +83,8 @@ class ClassMoments:
         (n_features,) for "shared_diag", None for "none".
     third_, fourth_ : ndarray of shape (n_classes, n_features), (n_classes,), or None
         What `fourth_order` keeps.
+    fingerprints_ : ndarray of shape (n_classes,) of uint64, or None
+        What `fingerprint` keeps.
     n_features_in_ : int or None
         Width of the rows; None before the first.
 
@@ -94,6 +93,10 @@ class ClassMoments:
     Memory: n_classes * n_features numbers for the means, and what `scatter` asks for. Time of a
     batch: one matrix product of n_samples * n_features^2. Arrays handed out are read-only and
     never change later: an update replaces them.
+
+    Fewer rows than features of ``scatter="shared"`` are held as they are, centred, in place of
+    the matrix, which is smaller, and multiplied when they reach the width, or when `scatter_` or
+    anything but `update`, `merge` and `total_factor` is asked for.
 
     References
     ----------
@@ -123,9 +126,11 @@ class ClassMoments:
         product_dtype: str = "auto",
         block_rows: int = 8192,
         fourth_order: bool = False,
+        fingerprint: bool = False,
     ):
         self.scatter = check_option("scatter", scatter, _SCATTERS)
         self.fourth_order = bool(fourth_order)
+        self.fingerprint = bool(fingerprint)
         if fourth_order and scatter != "per_class":
             raise ValueError(
                 f"fourth_order=True needs the scatter of every class, and scatter={scatter!r} "
@@ -148,18 +153,23 @@ class ClassMoments:
     def __sklearn_clone__(self) -> "ClassMoments":
         return self._with(None)
 
-    def _with(self, held: Moments | None) -> "ClassMoments":
+    def _with(self, held: Moments | None, *, scatter: str | None = None) -> "ClassMoments":
+        kind = self.scatter if scatter is None else scatter
         new = ClassMoments(
-            self.scatter,
+            kind,
             product_dtype=self.product_dtype,
             block_rows=self.block_rows,
-            fourth_order=self.fourth_order and (held is None or held.third is not None),
+            fourth_order=self.fourth_order
+            and kind == self.scatter
+            and (held is None or held.third is not None),
+            fingerprint=self.fingerprint and (held is None or held.fingerprints is not None),
         )
         new._held = held
         return new
 
     def _empty(self, n_features: int) -> Moments:
-        return empty_moments(n_features, self.scatter, fourth_order=self.fourth_order)
+        kept = {"fourth_order": self.fourth_order, "fingerprint": self.fingerprint}
+        return empty_moments(n_features, self.scatter, **kept)
 
     def copy(self) -> "ClassMoments":
         """Return an independent object with the same moments.
@@ -173,15 +183,21 @@ class ClassMoments:
 
     @property
     def _record(self) -> Moments:
-        """What is held, its scatter perhaps open."""
+        """What is held, its scatter perhaps open or rows."""
         return self._empty(0) if self._held is None else self._held
 
     @property
     def _state(self) -> Moments:
         """What is held, its scatter closed from here on: the same numbers in another form."""
-        if self._held is not None:
-            self._held = close_moments(self._held)
-        return self._record
+        if self._held is None:
+            return close_moments(self._record)
+        self._held = close_moments(self._held)
+        return self._held
+
+    @property
+    def _addend(self) -> Moments:
+        """What is held in a form that merges: rows as they are, everything else closed."""
+        return self._record if isinstance(self._record.scatter, RowScatter) else self._state
 
     def __getstate__(self) -> dict:
         return vars(self) | {"_held": None if self._held is None else self._state}
@@ -227,57 +243,19 @@ class ClassMoments:
         """Sums of the fourth powers of the norms of centred rows."""
         return None if self._state.fourth is None else read_only(self._state.fourth)
 
-    def _batch(self, X: object, y: object, sample_weight: object) -> tuple[Moments, torch.dtype]:
-        X = check_rows(X, self.n_features_in_)
-        y = check_labels(y, n_samples=X.shape[0])
-        weights = check_weights(sample_weight, X.shape[0])
-        record = self._record
-        self._checklabel_kind(y)
-        dtype = resolve_product_dtype(
-            self.product_dtype,
-            as_tensor(X[:1]).dtype,
-            n_features=X.shape[1],
-            block_rows=self.block_rows,
-        )
-        classes, codes = np.unique(y, return_inverse=True)
-        reference = np.full((len(classes), X.shape[1]), np.nan)
-        known, at = self._lookup(classes)
-        if known.any():
-            # An open scatter goes on around the points that it has.
-            is_open = isinstance(record.scatter, OpenScatter)
-            reference[known] = (record.scatter.points if is_open else record.means)[at]
-        counts, means, scatter = batch_moments(
-            X,
-            codes,
-            reference=reference,
-            weights=weights,
-            scatter=self.scatter,
-            dtype=dtype,
-            block_rows=self.block_rows,
-        )
-        squares = counts if weights is None else np.bincount(codes, weights=weights**2)
-        higher = (None, None)
-        if self.fourth_order:
-            higher = higher_moments(as_tensor(X), codes, means, weights)
-        batch = Moments(classes, counts, squares, means, scatter, *higher)
-        return take_moments(batch, counts > 0, self.scatter), dtype
+    @property
+    def fingerprints_(self) -> np.ndarray | None:
+        """Sums of hashes of the rows of the classes."""
+        prints = self._record.fingerprints
+        return None if prints is None else read_only(prints)
 
-    def _lookup(self, classes: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-        """Return which of the (sorted) classes are held, and where."""
-        held = self._record.classes
-        if not len(held):
-            return np.zeros(len(classes), dtype=bool), np.zeros(0, dtype=np.intp)
-        at = np.minimum(np.searchsorted(held, classes), len(held) - 1)
-        known = held[at] == classes
-        return known, at[known]
+    def _checked(self, X: object, y: object, sample_weight: object) -> Batch:
+        sizes = {"product_dtype": self.product_dtype, "block_rows": self.block_rows}
+        return Batch.checked(X, y, sample_weight, self._held, **sizes)
 
-    def _checklabel_kind(self, labels: np.ndarray) -> None:
-        held = self._record.classes
-        if len(held) and len(labels) and label_kind(held) != label_kind(labels):
-            raise ValueError(
-                f"The labels given are {label_kind(labels)} (dtype {labels.dtype}) and those "
-                f"held are {label_kind(held)} (dtype {held.dtype}); use one kind of label."
-            )
+    def _record_of(self, batch: Batch, held: Moments) -> Moments:
+        kept = {"fourth_order": self.fourth_order, "fingerprint": self.fingerprint}
+        return batch.record(held, self.scatter, block_rows=self.block_rows, **kept)
 
     def update(
         self, X: ArrayLike, y: ArrayLike, sample_weight: ArrayLike | None = None
@@ -297,9 +275,13 @@ class ClassMoments:
         -------
         self : ClassMoments
         """
-        batch, dtype = self._batch(X, y, sample_weight)
-        held = self._held or self._empty(batch.means.shape[1])
-        self._held = merge_moments(held, batch, self.scatter, dtype)
+        batch = self._checked(X, y, sample_weight)
+        # What was emptied starts anew.
+        held = self._record if len(self._record.classes) else self._empty(batch.X.shape[1])
+        if not batch.fits_as_rows(held):
+            held = open_moments(held, batch.dtype)
+        added = self._record_of(batch, held)
+        self._held = merge_moments(held, added, self.scatter, batch.dtype)
         return self
 
     def downdate(
@@ -320,8 +302,9 @@ class ClassMoments:
         -------
         self : ClassMoments
         """
-        batch, dtype = self._batch(X, y, sample_weight)
-        self._held = subtract_moments(self._state, close_moments(batch), self.scatter, dtype)
+        batch = self._checked(X, y, sample_weight)
+        removed = close_moments(self._record_of(batch, self._state))
+        self._held = subtract_moments(self._state, removed, self.scatter, batch.dtype)
         return self
 
     def _check_other(self, other: object) -> Moments:
@@ -339,11 +322,16 @@ class ClassMoments:
                 f"other has fourth_order={other.fourth_order} and these moments "
                 f"{self.fourth_order}; only equal kinds combine."
             )
+        if other.fingerprint != self.fingerprint:
+            raise ValueError(
+                f"other has fingerprint={other.fingerprint} and these moments "
+                f"{self.fingerprint}; only equal kinds combine."
+            )
         d, width = self.n_features_in_, other.n_features_in_
         if None not in (d, width) and d != width:
             raise ValueError(f"other has {width} features, but these moments hold {d} features.")
-        self._checklabel_kind(other._state.classes)
-        return other._state
+        check_kind(self._record.classes, other._record.classes)
+        return other._addend
 
     def merge(self, other: "ClassMoments") -> "ClassMoments":
         """Add the moments of other rows.
@@ -359,7 +347,7 @@ class ClassMoments:
         """
         added = self._check_other(other)
         if other._held is not None:
-            held = self._state if self._held is not None else self._empty(added.means.shape[1])
+            held = self._addend if self._held is not None else self._empty(added.means.shape[1])
             self._held = merge_moments(held, added, self.scatter)
         return self
 
@@ -375,21 +363,46 @@ class ClassMoments:
         -------
         self : ClassMoments
         """
-        removed = self._check_other(other)
+        self._check_other(other)
         if other._held is not None:
-            self._held = subtract_moments(self._state, removed, self.scatter)
+            self._held = subtract_moments(self._state, other._state, self.scatter)
         return self
 
     def __add__(self, other: object) -> "ClassMoments":
         return self.copy().merge(other) if isinstance(other, ClassMoments) else NotImplemented
 
     def __sub__(self, other: object) -> "ClassMoments":
-        return self.copy().subtract(other) if isinstance(other, ClassMoments) else NotImplemented
+        if not isinstance(other, ClassMoments):
+            return NotImplemented
+        # Closed before it is copied, so that rows are not multiplied for every difference.
+        return self._with(None if self._held is None else self._state).subtract(other)
+
+    def holds_same_rows(self, other: "ClassMoments") -> bool:
+        """Tell whether other moments were made of the same rows, by their fingerprints.
+
+        Parameters
+        ----------
+        other : ClassMoments
+            With ``fingerprint=True`` as these.
+
+        Returns
+        -------
+        same : bool
+            Whether both hold the same classes and, in each, the same multiset of rows with
+            weights, up to a chance of 2^-64. Exact, whatever order the rows came and went in.
+        """
+        if not isinstance(other, ClassMoments) or not (self.fingerprint and other.fingerprint):
+            raise ValueError(
+                f"{self!r} and {other!r} do not both hold fingerprints; learn the rows with "
+                "ClassMoments(fingerprint=True)."
+            )
+        same = np.array_equal(self.classes_, other.classes_)
+        return same and np.array_equal(self.fingerprints_, other.fingerprints_)
 
     def _known(self, labels: object, name: str) -> np.ndarray:
         labels = np.atleast_1d(plain_labels(np.asarray(labels)))
-        self._checklabel_kind(labels)
-        known, _ = self._lookup(labels)
+        check_kind(self._record.classes, labels)
+        known, _ = found_labels(self._record.classes, labels)
         if not known.all():
             raise ValueError(
                 f"{name}: class {labels[~known][0].item()!r} is not held; held are "
@@ -425,104 +438,8 @@ class ClassMoments:
         self._held = take_moments(self._state, self._state.classes != label[0], self.scatter)
         return self
 
-    def subset(self, classes: ArrayLike) -> "ClassMoments":
-        """Return the moments of some of the classes.
-
-        Parameters
-        ----------
-        classes : array-like of labels
-            Classes to keep, all of them held.
-
-        Returns
-        -------
-        moments : ClassMoments
-            A new object.
-        """
-        keep = np.isin(self._state.classes, self._known(classes, "classes"))
-        if self.scatter in ("shared", "shared_diag") and not keep.all():
-            raise ValueError(
-                f"The scatter of some classes alone is not known with scatter={self.scatter!r}; "
-                'keep scatter="per_class", "diag" or "none".'
-            )
-        return self._with(take_moments(self._state, keep, self.scatter))
-
-    def relabel(self, mapping: Mapping) -> "ClassMoments":
-        """Return the moments under other labels; classes given one label become one, exactly.
-
-        Parameters
-        ----------
-        mapping : dict
-            Old label to new label; classes that are not in it keep theirs.
-
-        Returns
-        -------
-        moments : ClassMoments
-            A new object, equal to one that was given the new labels from the start.
-        """
-        if self._held is None:
-            return self.copy()
-        new = [mapping.get(label, label) for label in self._state.classes.tolist()]
-        labels = check_labels(new, n_samples=len(new)) if new else self._state.classes
-        return self._with(regroup_moments(self._state, labels, self.scatter))
-
-    def pooled(self) -> "ClassMoments":
-        """Return the moments of all rows as those of one class, labelled 0.
-
-        Returns
-        -------
-        moments : ClassMoments
-            A new object, with ``scatter="shared"`` or "shared_diag" where it was kept by class.
-        """
-        one = regroup_moments(self._state, np.zeros(len(self.classes_), np.int64), self.scatter)
-        kinds = {"per_class": "shared", "diag": "shared_diag"}
-        if self._held is not None and self.scatter in kinds:
-            one = replace(one, scatter=one.scatter[0])
-        new = ClassMoments(
-            kinds.get(self.scatter, self.scatter),
-            product_dtype=self.product_dtype,
-            block_rows=self.block_rows,
-        )
-        new._held = None if self._held is None else one
-        return new
-
-    def reweighted(self, class_weight: Mapping) -> "ClassMoments":
-        """Return the moments of the same rows with the weights of some classes multiplied.
-
-        Parameters
-        ----------
-        class_weight : dict
-            Label to factor, above 0; classes that are not in it keep their weights.
-
-        Returns
-        -------
-        moments : ClassMoments
-            A new object, equal to one that was given the new weights from the start.
-        """
-        factors = check_factors(class_weight, self.classes_, self.scatter)
-        if class_weight:
-            self._known(list(class_weight), "class_weight")
-        return self._with(reweigh_moments(self._state, factors, self.scatter))
-
-    def affine(self, A: ArrayLike, b: ArrayLike | None = None) -> "ClassMoments":
-        """Return the moments of the rows mapped to ``x @ A + b``.
-
-        Parameters
-        ----------
-        A : array-like of shape (n_features, n_outputs) or (n_features,)
-            Linear map, or one factor per feature.
-        b : array-like of shape (n_outputs,), default=None
-            Offset.
-
-        Returns
-        -------
-        moments : ClassMoments
-            A new object.
-        """
-        A, b = check_map(A, b, self.n_features_in_, self.scatter)
-        return self._with(map_moments(self._state, A, b, self.scatter))
-
     def _centre(self) -> tuple[np.ndarray, np.ndarray]:
-        state = self._state
+        state = self._record
         if not len(state.classes):
             raise ValueError("These moments hold no rows; call update first.")
         mean = (state.counts / state.counts.sum()) @ state.means
@@ -558,6 +475,23 @@ class ClassMoments:
         if self.scatter in ("per_class", "diag"):
             scatter = sum(scatter[1:], start=scatter[0])
         return n, mean, scatter + self.between()
+
+    def total_factor(self) -> np.ndarray | None:
+        """Return rows whose products add up to the scatter of all rows, while these are few.
+
+        Returns
+        -------
+        rows : ndarray of shape (n_rows, n_features) or None
+            Fewer rows than features, with ``rows.T @ rows`` what `total` gives; the last
+            n_classes are the class means less the mean of all, by the roots of the counts. None
+            where the matrix itself is held.
+        """
+        held = self._record.scatter
+        if not isinstance(held, RowScatter):
+            return None
+        _, between = self._centre()
+        rows = held.rows(between)
+        return rows if len(rows) < held.width else None
 
     def to_arrays(self) -> dict[str, np.ndarray]:
         """Return everything as plain arrays, for ``np.savez`` (no pickle needed).

@@ -5,8 +5,8 @@ The engine of the ridge classifiers. It needs the moments of the rows alone; whe
 hand it also knows what each of them would have been predicted had it been left out.
 """
 
-from collections.abc import Iterator
-from dataclasses import dataclass
+import warnings
+from collections.abc import Iterator, Mapping
 from numbers import Real
 
 import numpy as np
@@ -14,8 +14,16 @@ import torch
 
 from skpool.statistics._checks import check_option, check_rows, check_weights
 from skpool.statistics._class_moments import ClassMoments
+from skpool.statistics._ridge_problem import (
+    RidgeProblem,
+    class_factors,
+    null_below,
+    problem_of_classes,
+    problem_of_joined,
+    problem_of_rows,
+)
 from skpool.statistics._running_moments import RunningMoments
-from skpool.statistics._symmetric_factor import product, symmetric_eigen
+from skpool.statistics._symmetric_factor import product
 from skpool.utils import ArrayLike, as_tensor, check_finite, full_float32, widened
 
 __all__ = ["RidgePath"]
@@ -24,69 +32,10 @@ _SCORINGS = ("auto", "loo_accuracy", "loo_mse", "gcv")
 _BLOCK_ROWS = 4096
 # A row with less than this left of its own residual spans a direction alone.
 _LEAST_REST = 1e-8
-
-
-@dataclass(frozen=True)
-class _Problem:
-    """Centred sums of a regression, and the spectrum of the scatter of its rows."""
-
-    n: float
-    mean: np.ndarray  # (d,)
-    target_mean: np.ndarray  # (m,)
-    target_squares: np.ndarray  # (m,), centred
-    values: np.ndarray  # (r,), eigenvalues of the scatter
-    vectors: np.ndarray  # (d, r)
-    projected: np.ndarray  # (r, m), cross-products of rows and targets along the eigenvectors
-    trace: float
-
-
-def _decomposed(
-    n: float,
-    mean: np.ndarray,
-    scatter: np.ndarray,
-    cross: np.ndarray,
-    target_mean: np.ndarray,
-    target_squares: np.ndarray,
-) -> _Problem:
-    values, vectors = symmetric_eigen(scatter)
-    values = np.maximum(values, 0.0)
-    trace = float(np.trace(scatter))
-    projected = product(vectors.T, cross)
-    return _Problem(n, mean, target_mean, target_squares, values, vectors, projected, trace)
-
-
-def _from_few_rows(rows: np.ndarray, targets: np.ndarray, weights: np.ndarray) -> _Problem:
-    """The same from fewer rows than features, by their Gram matrix."""
-    n = float(weights.sum())
-    mean, target_mean = weights @ rows / n, weights @ targets / n
-    root = np.sqrt(weights)[:, None]
-    centred, shifted = root * (rows - mean), root * (targets - target_mean)
-    values, left = symmetric_eigen(centred @ centred.T)
-    keep = values > max(values[-1], 0.0) * max(rows.shape) * np.finfo(np.float64).eps
-    values, left = values[keep], left[:, keep]
-    vectors = centred.T @ (left / np.sqrt(values))
-    projected = np.sqrt(values)[:, None] * (left.T @ shifted)
-    squares = (shifted**2).sum(axis=0)
-    return _Problem(
-        n, mean, target_mean, squares, values, vectors, projected, float((centred**2).sum())
-    )
-
-
-def _of_joined(moments: RunningMoments, n_targets: int | None) -> _Problem:
-    """The same from the moments of rows with their targets joined to them."""
-    width = moments.n_features_in_ or 0
-    if n_targets is None or not 0 < n_targets < width or moments.scatter != "full":
-        raise ValueError(
-            f"n_targets={n_targets!r} is not valid for moments of {width} columns with "
-            f"scatter={moments.scatter!r}; give how many of the last columns are targets, and keep "
-            'scatter="full".'
-        )
-    d = width - n_targets
-    scatter, mean = moments.scatter_, moments.mean_
-    squares = np.diagonal(scatter)[d:]
-    return _decomposed(
-        moments.n_samples, mean[:d], scatter[:d, :d], scatter[:d, d:], mean[d:], squares
-    )
+# What float32 leaves of one less a sum of squares, in units of its rounding.
+_ROUNDED = 64
+# A share of all squares that is none, and whose own square is still a number.
+_NO_PENALTY = 1e-20
 
 
 def _targets_of(Y: object, n_rows: int) -> np.ndarray:
@@ -99,6 +48,11 @@ def _targets_of(Y: object, n_rows: int) -> np.ndarray:
         )
     check_finite(Y, name="Y")
     return Y
+
+
+def _is_one_hot(targets: np.ndarray) -> bool:
+    several = targets.shape[1] > 1 and ((targets == 0) | (targets == 1)).all()
+    return bool(several and (targets.sum(axis=1) == 1).all())
 
 
 class RidgePath:
@@ -119,6 +73,10 @@ class RidgePath:
         Whether rows and targets are centred.
     relative : bool, default=True
         Whether a penalty is `alpha` times the mean eigenvalue of the scatter; else `alpha`.
+    class_weight : {"balanced"}, dict or None, default=None
+        What the weights of the rows of a class are multiplied by, where targets are one-hot: by
+        column of the targets, or by label where moments are given. "balanced" makes the sums of
+        weights of the classes equal. Moments need one scatter per class for it, or the rows.
     scoring : {"auto", "loo_accuracy", "loo_mse", "gcv"}, default="auto"
         By what the penalty is chosen: the share of rows whose largest prediction, made without
         them, is at their largest target; the mean squared error of such predictions; or
@@ -145,7 +103,16 @@ class RidgePath:
     Notes
     -----
     Cost: O(n d^2) for the moments, O(d^3) once, and O(n d m) per penalty where rows are scored;
-    nothing of size n x n. With fewer rows than features O(n^2 d + n^3). Memory O(d^2).
+    nothing of size n x n; memory O(d^2). Fewer rows than features, where they are given, are
+    solved by their Gram matrix: O(n^2 d + n^3), and O(n^2 m) per penalty; nothing of size d x d;
+    memory O(n d). There the errors of leaving one out keep all digits however small the penalty,
+    and no penalty at all interpolates the targets with the smallest coefficients.
+
+    Generalized cross-validation counts rows by their weights, or, where these are less, by the
+    effective number ``sum(w)**2 / sum(w**2)``; so weights that sum to 1 choose as their multiples.
+
+    A row that alone spans a direction has no prediction without itself where there is next to no
+    penalty; it is not scored, which a warning tells if that penalty is chosen.
 
     References
     ----------
@@ -171,11 +138,15 @@ class RidgePath:
         *,
         fit_intercept: bool = True,
         relative: bool = True,
+        class_weight: Mapping | str | None = None,
         scoring: str = "auto",
     ):
         self.alphas = alphas
         self.fit_intercept = fit_intercept
         self.relative = relative
+        if isinstance(class_weight, str):
+            check_option("class_weight", class_weight, ("balanced",))
+        self.class_weight = class_weight
         self.scoring = check_option("scoring", scoring, _SCORINGS)
 
     # From rows, or from moments.
@@ -201,7 +172,15 @@ class RidgePath:
         check_finite(X)
         targets = _targets_of(Y, len(X))
         weights = check_weights(sample_weight, len(X))
-        return self._solve(self._problem(X, targets, weights), (X, targets, weights))
+        if self.class_weight is not None:
+            if not _is_one_hot(targets):
+                raise ValueError(
+                    f"class_weight={self.class_weight!r} needs one-hot rows of targets; weigh the "
+                    "rows by sample_weight instead."
+                )
+            weights = self._weighed(targets.argmax(axis=1), weights, np.arange(targets.shape[1]))
+        problem = problem_of_rows(X, targets, weights, centred=self.fit_intercept)
+        return self._solve(problem, (X, targets, weights))
 
     def fit_moments(
         self,
@@ -238,60 +217,63 @@ class RidgePath:
                 "to fit, or set fit_intercept=True."
             )
         if isinstance(moments, RunningMoments):
-            return self._solve(_of_joined(moments, n_targets), None)
-        n, mean, scatter = moments.total()
-        if scatter is None or scatter.ndim != 2:
-            raise ValueError(
-                f"A ridge path needs products between features, and these moments have "
-                f'scatter={moments.scatter!r}; use scatter="shared".'
-            )
-        counts = moments.counts_
-        cross = (counts[:, None] * (moments.means_ - mean)).T
-        squares = counts - counts**2 / n
-        problem = _decomposed(n, mean, scatter, cross, counts / n, squares)
+            if self.class_weight is not None:
+                raise ValueError(
+                    f"class_weight={self.class_weight!r} needs classes, and RunningMoments have "
+                    "none; give ClassMoments, or set class_weight=None."
+                )
+            return self._solve(problem_of_joined(moments, n_targets), None)
         if X is None:
-            return self._solve(problem, None)
-        X = check_rows(X, len(mean))
+            return self._solve(problem_of_classes(self._reweighted(moments)), None)
+        X = check_rows(X, moments.n_features_in_)
         codes = np.searchsorted(moments.classes_, np.asarray(y))
-        return self._solve(problem, (X, codes, check_weights(sample_weight, len(X))))
+        weights = check_weights(sample_weight, len(X))
+        if self.class_weight is not None:
+            weights = self._weighed(codes, weights, moments.classes_)
+        by_rows = self.class_weight is not None and moments.scatter == "shared"
+        if by_rows or len(X) < X.shape[1]:
+            check_finite(X)
+            one_hot = np.eye(len(moments.classes_))[codes]
+            return self._solve(
+                problem_of_rows(X, one_hot, weights, centred=True), (X, one_hot, weights)
+            )
+        problem = problem_of_classes(self._reweighted(moments))
+        return self._solve(problem, (X, codes, weights))
 
-    def _problem(self, X: ArrayLike, targets: np.ndarray, weights: np.ndarray | None) -> _Problem:
-        ones = np.ones(len(X)) if weights is None else weights
-        if not self.fit_intercept:
-            return self._uncentred(X, targets, ones)
-        if len(X) < X.shape[1]:
-            rows = as_tensor(X).cpu().double().numpy()
-            return _from_few_rows(rows, targets, ones)
-        moments = RunningMoments().update(X, sample_weight=weights)
-        target_mean = ones @ targets / ones.sum()
-        shifted = targets - target_mean
-        cross = _cross(X, moments.mean_, shifted * ones[:, None])
-        squares = ones @ shifted**2
-        return _decomposed(
-            moments.n_samples, moments.mean_, moments.scatter_, cross, target_mean, squares
-        )
+    def _reweighted(self, moments: ClassMoments) -> ClassMoments:
+        if self.class_weight is None:
+            return moments
+        factors = class_factors(self.class_weight, moments.classes_, moments.counts_)
+        return moments.reweighted(dict(zip(moments.classes_.tolist(), factors, strict=True)))
 
-    def _uncentred(self, X: ArrayLike, targets: np.ndarray, weights: np.ndarray) -> _Problem:
-        zero = np.zeros(X.shape[1])
-        weighted = targets * weights[:, None]
-        scatter = _gram(X, weights)
-        squares = (weighted * targets).sum(axis=0)
-        none = np.zeros(targets.shape[1])
-        cross = _cross(X, zero, weighted)
-        return _decomposed(float(weights.sum()), zero, scatter, cross, none, squares)
+    def _weighed(
+        self, codes: np.ndarray, weights: np.ndarray | None, labels: np.ndarray
+    ) -> np.ndarray:
+        """The weights of rows, times those of their classes."""
+        ones = np.ones(len(codes)) if weights is None else weights
+        counts = np.bincount(codes, weights=ones, minlength=len(labels))
+        return ones * class_factors(self.class_weight, labels, counts)[codes]
 
     # Choosing.
 
-    def _solve(self, problem: _Problem, rows: tuple | None) -> "RidgePath":
+    def _solve(self, problem: RidgeProblem, rows: tuple | None) -> "RidgePath":
         self._held = problem
         self.alphas_ = self.sorted_alphas()
         scale = problem.trace / len(problem.mean) if self.relative else 1.0
         self.lambdas_ = self.alphas_ * scale
         self.scoring_ = self._resolved_scoring(rows)
-        self.scores_ = self._gcv() if self.scoring_ == "gcv" else self._loo_scores(*rows)
+        self.scores_, aside = self._scored(rows)
         finite = np.where(np.isnan(self.scores_), -np.inf, self.scores_)
         best = int(np.flatnonzero(finite == finite.max())[-1])
         self.alpha_ = float(self.alphas_[best])
+        if aside[best]:
+            warnings.warn(
+                f"{aside[best]:.2%} of the rows (by weight) span a direction alone at alpha="
+                f"{self.alpha_:g}, so what they would be predicted without themselves is not known "
+                "and not scored; give larger alphas.",
+                UserWarning,
+                stacklevel=3,
+            )
         self.coef_, self.intercept_ = self._coefficients(self.lambdas_[best])
         return self
 
@@ -322,28 +304,45 @@ class RidgePath:
         if self.scoring != "auto":
             return self.scoring
         targets = rows[1]
-        if targets.ndim == 1:
-            return "loo_accuracy"
-        one_hot = targets.shape[1] > 1 and ((targets == 0) | (targets == 1)).all()
-        return "loo_accuracy" if one_hot and (targets.sum(axis=1) == 1).all() else "loo_mse"
+        one_hot = targets.ndim == 1 or _is_one_hot(targets)
+        return "loo_accuracy" if one_hot else "loo_mse"
+
+    def _scored(self, rows: tuple | None) -> tuple[np.ndarray, np.ndarray]:
+        """Scores of all penalties, and the share of the weights that could not be scored."""
+        if self.scoring_ == "gcv":
+            return self._gcv(), np.zeros(len(self.lambdas_))
+        X, targets, weights = rows
+        ones = np.ones(len(X)) if weights is None else weights
+        few = self._held.few is not None
+        gained, counted = self._few_scores(targets, ones) if few else self._loo_scores(*rows)
+        aside = 1.0 - counted / ones.sum()
+        with np.errstate(divide="ignore", invalid="ignore"):
+            return gained / counted, np.where(aside > _LEAST_REST, aside, 0.0)
 
     def _gcv(self) -> np.ndarray:
         p = self._held
-        weights = self._weights(self.lambdas_)
-        freedom = float(self.fit_intercept) + (p.values * weights).sum(axis=1)
-        gained = (p.projected**2).sum(axis=1)
-        explained = (weights * (2.0 - p.values * weights)) @ gained
-        rest = np.maximum(p.target_squares.sum() - explained, 0.0)
+        held = p.values > null_below(p.values, len(p.mean))
+        values, projected = p.values[held], p.projected[held]
+        reached = (projected**2).sum(axis=1) / values
+        # No penalty is the limit of small ones.
+        lambdas = np.maximum(self.lambdas_, p.trace * _NO_PENALTY)[:, None]
+        missed = lambdas / (values + lambdas)
+        beyond = p.n_rows - float(self.fit_intercept) - len(values)
+        # Rows that span as many directions as they are reach any targets: the rest is rounding.
+        exact = abs(beyond) <= _LEAST_REST * p.n_rows
+        beyond = 0.0 if exact else beyond
+        outside = 0.0 if exact else max(p.target_squares - reached.sum(), 0.0)
+        rest = outside + missed**2 @ reached
         with np.errstate(divide="ignore", invalid="ignore"):
-            return -p.n * rest / np.maximum(p.n - freedom, 0.0) ** 2
+            rest = rest * p.n_rows**2 / p.n
+            return -rest / np.maximum(beyond + missed.sum(axis=1), 0.0) ** 2
 
     def _weights(self, lambdas: np.ndarray) -> np.ndarray:
         """Eigenvalues of the inverse for all penalties, (k, r); 0 where nothing can be divided."""
         values = self._held.values
-        largest = values[-1] if len(values) else 0.0
-        tolerance = largest * len(self._held.mean) * np.finfo(np.float64).eps
         shifted = values + np.atleast_1d(lambdas)[:, None]
-        return np.divide(1.0, shifted, out=np.zeros_like(shifted), where=shifted > tolerance)
+        some = shifted > null_below(values, len(self._held.mean))
+        return np.divide(1.0, shifted, out=np.zeros_like(shifted), where=some)
 
     @property
     def _constant_leverage(self) -> float:
@@ -399,20 +398,39 @@ class RidgePath:
         weights = check_weights(sample_weight, len(X))
         ones = np.ones(len(X)) if weights is None else weights
         rows = self._rotated(as_tensor(X).cpu().double())
-        for inverse in self._weights(self.lambdas_):
+        few, some = self._held.few, ones > 0
+        exact = few is not None and few.are(rows[some], self._held)
+        for penalty, inverse in zip(self.lambdas_, self._weights(self.lambdas_), strict=True):
             fitted = self._held.target_mean + rows @ (inverse[:, None] * self._held.projected)
             rest = 1.0 - ones * (self._constant_leverage + rows**2 @ inverse)
             rest[rest < _LEAST_REST] = np.nan
-            yield targets - (targets - fitted) / rest[:, None]
+            lacking = (targets - fitted) / rest[:, None]
+            if exact:
+                lacking[some] = few.residuals(penalty)
+            yield targets - lacking
 
     def _rotated(self, rows: torch.Tensor) -> np.ndarray:
         p = self._held
         return (rows.numpy() - p.mean) @ p.vectors
 
+    def _few_scores(self, targets: np.ndarray, weights: np.ndarray) -> np.ndarray:
+        """Sums of scores and of weights for all penalties, (2, k), from the Gram matrix."""
+        held = weights > 0
+        targets, weights, sums = targets[held], weights[held], []
+        for penalty in self.lambdas_:
+            lacking = self._held.few.residuals(penalty)
+            if self.scoring_ == "loo_accuracy":
+                gained = (targets - lacking).argmax(axis=1) == targets.argmax(axis=1)
+            else:
+                gained = -(lacking**2).sum(axis=1)
+            known = ~np.isnan(lacking[:, 0])
+            sums.append((weights[known] @ gained[known], weights[known].sum()))
+        return np.array(sums).T
+
     def _loo_scores(
         self, X: ArrayLike, targets: np.ndarray, weights: np.ndarray | None
     ) -> np.ndarray:
-        """Scores for all penalties, by blocks of rows, in the float type of X."""
+        """The same by blocks of rows, in the float type of X."""
         p, tensor = self._held, as_tensor(X)
         dtype = widened(tensor[:0]).dtype
 
@@ -434,8 +452,7 @@ class RidgePath:
                 sums += self._block_scores(
                     rows, projected, inverse, offset, leverage, targets[part], ones[part]
                 )
-        with np.errstate(divide="ignore", invalid="ignore"):
-            return sums[0] / sums[1]
+        return sums
 
     def _block_scores(
         self,
@@ -449,7 +466,7 @@ class RidgePath:
     ) -> np.ndarray:
         """Sums of scores and of weights of one block, (2, k)."""
         accuracy = self.scoring_ == "loo_accuracy"
-        known = leverage < 1 - _LEAST_REST
+        known = leverage < 1 - max(_LEAST_REST, _ROUNDED * torch.finfo(leverage.dtype).eps)
         w = torch.from_numpy(weights).to(rows.device)
         codes, Y = _codes_and_targets(targets, rows, projected.shape[1], accuracy)
         sums = []
@@ -479,22 +496,3 @@ def _codes_and_targets(
         return None, one_hot.to(rows)
     Y = torch.from_numpy(targets).to(rows.device)
     return (Y.argmax(dim=1), None) if accuracy else (None, Y.to(rows))
-
-
-def _cross(X: ArrayLike, mean: np.ndarray, weighted: np.ndarray) -> np.ndarray:
-    """Sum of products of centred rows and weighted targets, in float64."""
-    tensor, total = as_tensor(X), np.zeros((X.shape[1], weighted.shape[1]))
-    for start in range(0, len(X), _BLOCK_ROWS):
-        part = slice(start, start + _BLOCK_ROWS)
-        total += (tensor[part].cpu().double().numpy() - mean).T @ weighted[part]
-    return total
-
-
-def _gram(X: ArrayLike, weights: np.ndarray) -> np.ndarray:
-    """Sum of weighted products of rows, not centred, in float64."""
-    tensor, total = as_tensor(X), np.zeros((X.shape[1], X.shape[1]))
-    for start in range(0, len(X), _BLOCK_ROWS):
-        part = slice(start, start + _BLOCK_ROWS)
-        rows = tensor[part].cpu().double().numpy() * np.sqrt(weights[part])[:, None]
-        total += rows.T @ rows
-    return total

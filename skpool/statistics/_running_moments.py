@@ -234,6 +234,16 @@ class RunningMoments:
             )
         return self.scatter_ / (self.n_samples - ddof)
 
+    def factor(self) -> np.ndarray | None:
+        """Return rows whose products add up to `scatter_`, while these are few.
+
+        Returns
+        -------
+        rows : ndarray of shape (n_rows, n_features) or None
+            Fewer rows than features; None where the matrix itself is held.
+        """
+        return self._moments.total_factor()
+
     def as_class_moments(self) -> ClassMoments:
         """Return the moments as those of one class, labelled 0.
 

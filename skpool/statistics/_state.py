@@ -12,6 +12,7 @@ import scipy.linalg
 import torch
 
 from skpool.statistics._open_scatter import OpenScatter
+from skpool.statistics._row_scatter import RowScatter
 from skpool.statistics._symmetric_products import add_outer, outer_sum
 
 __all__ = [
@@ -20,6 +21,7 @@ __all__ = [
     "empty_moments",
     "map_moments",
     "merge_moments",
+    "open_moments",
     "regroup_moments",
     "reweigh_moments",
     "subtract_moments",
@@ -44,33 +46,53 @@ class Moments:
     means: np.ndarray
     # (d, d) "shared" | (d,) "shared_diag" | (C, d) "diag" | C arrays (d, d) "per_class" | None.
     # Per-class matrices are separate arrays, so that an update copies only those it touches.
-    # Of the kind "shared" it may be open; `close_moments` is for whoever needs the numbers.
-    scatter: OpenScatter | np.ndarray | list | None
+    # Of the kind "shared" it may be open or rows; `close_moments` is for whoever needs the numbers.
+    scatter: OpenScatter | RowScatter | np.ndarray | list | None
     # Sums of |v|^2 v, (C, d), and of |v|^4, (C,), with v a row less the mean of its class; kept
     # on demand, with "per_class".
     third: np.ndarray | None = None
     fourth: np.ndarray | None = None
+    # Sums of hashes of the rows, (C,) uint64; kept on demand.
+    fingerprints: np.ndarray | None = None
 
 
-def empty_moments(n_features: int, scatter: str, *, fourth_order: bool = False) -> Moments:
+def empty_moments(
+    n_features: int, scatter: str, *, fourth_order: bool = False, fingerprint: bool = False
+) -> Moments:
     """Return the moments of no rows."""
     d = n_features
-    zeros = {"none": None, "per_class": [], "shared": np.zeros((d, d))}
+    zeros = {"none": None, "per_class": [], "shared": RowScatter((), d)}
     zeros |= {"diag": np.zeros((0, d)), "shared_diag": np.zeros(d)}
     none, rows = np.zeros(0), np.zeros((0, d))
     higher = (rows, none) if fourth_order else (None, None)
-    return Moments(np.zeros(0, dtype=np.int64), none, none, rows, zeros[scatter], *higher)
+    prints = np.zeros(0, dtype=np.uint64) if fingerprint else None
+    labels = np.zeros(0, dtype=np.int64)
+    return Moments(labels, none, none, rows, zeros[scatter], *higher, prints)
 
 
 def close_moments(held: Moments) -> Moments:
     """Return the same moments with a scatter that is around the means."""
+    if isinstance(held.scatter, RowScatter):
+        return replace(held, scatter=held.scatter.closed())
     if not isinstance(held.scatter, OpenScatter):
         return held
     return replace(held, scatter=held.scatter.closed(held.counts, held.means))
 
 
+def open_moments(held: Moments, dtype: torch.dtype) -> Moments:
+    """Return the same moments without rows, in a form that products in `dtype` are added to."""
+    if not isinstance(held.scatter, RowScatter) or not len(held.classes):
+        return held
+    return replace(held, scatter=held.scatter.opened(held.counts, held.means, dtype))
+
+
+def _nothing_like(held: Moments, scatter: str) -> Moments:
+    higher, prints = held.third is not None, held.fingerprints is not None
+    return empty_moments(held.means.shape[1], scatter, fourth_order=higher, fingerprint=prints)
+
+
 def _spread(values: np.ndarray, index: np.ndarray, n: int) -> np.ndarray:
-    out = np.zeros((n, *values.shape[1:]))
+    out = np.zeros((n, *values.shape[1:]), dtype=values.dtype)
     out[index] = values
     return out
 
@@ -129,18 +151,32 @@ def _opened(
     return total if total is not None and total.is_near(counts, means) else None
 
 
-def _closed_sum(
-    held: Moments, other: Moments, delta: np.ndarray, pull: np.ndarray, dtype: torch.dtype
-) -> np.ndarray:
-    """The scatter of both around the means of both."""
-    # A new class pulls nothing: its mean is its batch mean.
-    old = pull > 0
-    between = delta[old] * np.sqrt(pull[old])[:, None]
-    onto = close_moments(held).scatter
+def _shared_sum(
+    held: Moments,
+    other: Moments,
+    i: np.ndarray,
+    j: np.ndarray,
+    after: tuple[np.ndarray, np.ndarray],
+    between: np.ndarray,
+    dtype: torch.dtype,
+) -> OpenScatter | RowScatter | np.ndarray:
+    """The scatter of both around the means of both, with `after` their counts and means.
+
+    It stays rows where both are and are few, open where both are of the same points, and is added
+    up otherwise; `between` are the rows from the means of one to those of the other.
+    """
+    if isinstance(held.scatter, RowScatter) and isinstance(other.scatter, RowScatter):
+        total = held.scatter.joined(other.scatter, between)
+        if total is not None:
+            return total
     if isinstance(other.scatter, OpenScatter):
+        total = _opened(held, other.scatter, i, j, *after)
+        if total is not None:
+            return total
+        onto = close_moments(held).scatter
         return other.scatter.closed(other.counts, other.means, onto=onto, rows=between)
-    total = onto + other.scatter
-    if old.any():
+    total = close_moments(held).scatter + close_moments(other).scatter
+    if len(between):
         add_outer(total, between, dtype=dtype)
     return total
 
@@ -177,11 +213,10 @@ def merge_moments(
     if scatter == "none":
         total = None
     elif scatter == "shared":
-        total = None
-        if isinstance(other.scatter, OpenScatter):
-            total = _opened(held, other.scatter, i, j, counts, means)
-        if total is None:
-            total = _closed_sum(held, other, delta, pull, dtype)
+        # A new class pulls nothing: its mean is its batch mean.
+        old = pull > 0
+        between = delta[old] * np.sqrt(pull[old])[:, None]
+        total = _shared_sum(held, other, i, j, (counts, means), between, dtype)
     elif scatter == "shared_diag":
         total = held.scatter + other.scatter + pull @ delta**2
     elif scatter == "diag":
@@ -194,7 +229,11 @@ def merge_moments(
         for k, S, p, v in zip(j, other.scatter, pull, delta, strict=True):
             total[k] = S if total[k] is None else total[k] + S + p * np.outer(v, v)
     higher = _combined_higher(held, other, i, j, means, 1.0)
-    return Moments(classes, counts, counts_sq, means, total, *higher)
+    prints = held.fingerprints
+    if prints is not None:
+        prints = _spread(prints, i, len(classes))
+        prints[j] += other.fingerprints
+    return Moments(classes, counts, counts_sq, means, total, *higher, prints)
 
 
 def _positions(held: Moments, other: Moments) -> np.ndarray:
@@ -265,6 +304,24 @@ def _refuse_other_mean(
         )
 
 
+def _less_prints(
+    held: Moments, other: Moments, j: np.ndarray, gone: np.ndarray
+) -> np.ndarray | None:
+    """Fingerprints of the rows left; of a class that goes nothing may be left."""
+    if held.fingerprints is None:
+        return None
+    prints = held.fingerprints.copy()
+    prints[j] -= other.fingerprints
+    wrong = prints[gone] != 0
+    if wrong.any():
+        raise ValueError(
+            f"The fingerprints of the rows removed from class "
+            f"{held.classes[gone][wrong][0].item()!r} are not those of the rows added; remove the "
+            "very rows, with their weights. Nothing was changed."
+        )
+    return prints
+
+
 def subtract_moments(
     held: Moments, other: Moments, scatter: str, dtype: torch.dtype = torch.float64
 ) -> Moments:
@@ -301,10 +358,11 @@ def subtract_moments(
     counts[j] = rest
     counts_sq[j] = np.maximum(counts_sq[j] - other.counts_sq, 0.0)
     means[j] -= delta * np.where(gone, 0.0, m / safe)[:, None]
+    prints = _less_prints(held, other, j, j[gone])
     keep = np.ones(len(counts), dtype=bool)
     keep[j[gone]] = False
     if not keep.any():
-        none = empty_moments(held.means.shape[1], scatter, fourth_order=held.third is not None)
+        none = _nothing_like(held, scatter)
         return replace(none, classes=held.classes[:0])
     if scatter == "none":
         total = None
@@ -327,7 +385,7 @@ def subtract_moments(
         for k in j[~gone]:
             _refuse_negative(total[k], held.scatter[k])
     higher = _combined_higher(held, other, np.arange(len(means)), j, means, -1.0)
-    after = Moments(held.classes, counts, counts_sq, means, total, *higher)
+    after = Moments(held.classes, counts, counts_sq, means, total, *higher, prints)
     return take_moments(after, keep, scatter)
 
 
@@ -367,10 +425,13 @@ def regroup_moments(held: Moments, labels: np.ndarray, scatter: str) -> Moments:
         for g, S, n, v in zip(group, held.scatter, held.counts, delta, strict=True):
             part = S + n * np.outer(v, v)
             total[g] = part if total[g] is None else total[g] + part
-    none = empty_moments(means.shape[1], scatter, fourth_order=held.third is not None)
     nothing = np.zeros(0, dtype=np.intp)
-    higher = _combined_higher(held, none, group, nothing, means, 1.0)
-    return Moments(classes, counts, counts_sq, means, total, *higher)
+    higher = _combined_higher(held, _nothing_like(held, scatter), group, nothing, means, 1.0)
+    prints = held.fingerprints
+    if prints is not None:
+        prints = np.zeros(len(classes), dtype=np.uint64)
+        np.add.at(prints, group, held.fingerprints)
+    return Moments(classes, counts, counts_sq, means, total, *higher, prints)
 
 
 def take_moments(held: Moments, keep: np.ndarray, scatter: str) -> Moments:
@@ -385,14 +446,16 @@ def take_moments(held: Moments, keep: np.ndarray, scatter: str) -> Moments:
     elif isinstance(total, OpenScatter):
         total = total.of(keep)
     parts = (held.classes, held.counts, held.counts_sq, held.means)
-    higher = (None if part is None else part[keep] for part in (held.third, held.fourth))
+    kept = (held.third, held.fourth, held.fingerprints)
+    higher = (None if part is None else part[keep] for part in kept)
     return Moments(*(part[keep] for part in parts), total, *higher)
 
 
 def map_moments(held: Moments, A: np.ndarray, b: np.ndarray, scatter: str) -> Moments:
     """Return the moments of the rows mapped to ``x @ A + b``, or ``x * A + b`` for a vector A.
 
-    Third and fourth sums are left behind: lengths after a map do not follow from them.
+    Third and fourth sums are left behind, since lengths after a map do not follow from them, and
+    so are fingerprints.
     """
 
     def mapped(S: np.ndarray) -> np.ndarray:
@@ -409,7 +472,10 @@ def map_moments(held: Moments, A: np.ndarray, b: np.ndarray, scatter: str) -> Mo
 
 
 def reweigh_moments(state: Moments, factors: np.ndarray, scatter: str) -> Moments:
-    """Return the moments of rows whose weights are multiplied, class by class."""
+    """Return the moments of rows whose weights are multiplied, class by class.
+
+    Fingerprints, which the weights take part in, are left behind.
+    """
     held = state.scatter
     if scatter == "per_class":
         held = [factor * matrix for factor, matrix in zip(factors, held, strict=True)]
@@ -419,4 +485,5 @@ def reweigh_moments(state: Moments, factors: np.ndarray, scatter: str) -> Moment
     if state.third is not None:
         higher = {"third": factors[:, None] * state.third, "fourth": factors * state.fourth}
     counts, squares = state.counts * factors, state.counts_sq * factors**2
-    return replace(state, counts=counts, counts_sq=squares, scatter=held, **higher)
+    none = {"fingerprints": None}
+    return replace(state, counts=counts, counts_sq=squares, scatter=held, **higher, **none)

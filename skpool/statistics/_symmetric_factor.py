@@ -38,6 +38,11 @@ def symmetric_eigen(A: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     vectors : ndarray of shape (n, n)
         Eigenvectors, one per column.
 
+    Raises
+    ------
+    ValueError
+        The matrix is wider than 20,000, which would take hours.
+
     Examples
     --------
     >>> import numpy as np
@@ -45,6 +50,11 @@ def symmetric_eigen(A: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     >>> symmetric_eigen(np.diag([4.0, 1.0]))[0]
     array([1., 4.])
     """
+    if len(A) > _MAX_WIDTH:
+        raise ValueError(
+            f"An eigendecomposition of width {len(A)} is refused (above {_MAX_WIDTH}); take fewer "
+            "features, or one penalty at a time."
+        )
     values, vectors = torch.linalg.eigh(as_tensor(A))
     return values.numpy(), vectors.numpy()
 
@@ -143,11 +153,6 @@ class SymmetricFactor:
 
     def _decomposed(self) -> tuple[np.ndarray, np.ndarray]:
         if self._eigen is None:
-            if len(self._A) > _MAX_WIDTH:
-                raise ValueError(
-                    f"An eigendecomposition of width {len(self._A)} is refused (above "
-                    f"{_MAX_WIDTH}); take fewer features, or one penalty at a time."
-                )
             self._eigen = symmetric_eigen(self._A)
         return self._eigen
 

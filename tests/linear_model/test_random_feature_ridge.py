@@ -78,6 +78,32 @@ def test_kernel_form_gives_the_same():
     np.testing.assert_allclose(clf.class_scores(X), dual.predict(Z) + Y.mean(axis=0), atol=1e-7)
 
 
+@pytest.mark.parametrize("alpha", ["gcv", "loo", 0.1])
+def test_few_rows_are_decomposed_by_their_gram_matrix(alpha, monkeypatch):
+    X, y = _data(n=40)
+    sizes, eigh = [], torch.linalg.eigh
+    monkeypatch.setattr(torch.linalg, "eigh", lambda A: sizes.append(len(A)) or eigh(A))
+    clf = RandomFeatureRidgeClassifier(300, alpha=alpha).fit(X, y)
+    assert max(sizes) < 50
+    Z = _features(clf, X)
+    penalty = clf.alpha_ * ((Z - Z.mean(axis=0)) ** 2).sum() / 300
+    expected = Ridge(alpha=penalty, solver="svd").fit(Z, np.eye(3)[y])
+    np.testing.assert_allclose(clf.class_scores(X), expected.predict(Z), rtol=1e-6, atol=1e-8)
+
+
+@pytest.mark.parametrize("n", [40, 20])
+@pytest.mark.parametrize("class_weight", ["balanced", {0: 3.0, 2: 0.5}])
+def test_leave_one_out_choice_weighs_classes(n, class_weight):
+    X, y = _data(n=n)
+    factors = len(y) / (3 * np.bincount(y)) if class_weight == "balanced" else [3.0, 1.0, 0.5]
+    weights, alphas = np.asarray(factors)[y], [1e-2, 0.3, 10.0]
+    options = {"alpha": "loo", "alphas": alphas, "relative": False}
+    clf = RandomFeatureRidgeClassifier(30, class_weight=class_weight, **options).fit(X, y)
+    given = RandomFeatureRidgeClassifier(30, **options).fit(X, y, weights)
+    np.testing.assert_allclose(clf.scores_, given.scores_)
+    np.testing.assert_allclose(clf.class_scores(X), given.class_scores(X), atol=1e-8)
+
+
 def test_many_features_and_no_penalty_interpolate():
     X, y = _data(n=40)
     clf = RandomFeatureRidgeClassifier(400, bias=True, alpha=1e-9).fit(X, y)

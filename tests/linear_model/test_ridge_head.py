@@ -1,6 +1,8 @@
 # SPDX-License-Identifier: BSD-3-Clause
 """The ridge head against scikit-learn's ridge, refits without a row, and over any stream."""
 
+import tracemalloc
+
 import numpy as np
 import pytest
 from hypothesis import given, settings
@@ -169,8 +171,56 @@ def test_leave_one_out_needs_one_fit():
     with pytest.raises(AttributeError) as refused:
         clf.partial_fit(X, y)
     assert "gcv" in str(refused.value.__cause__)
-    with pytest.raises(ValueError, match="class_weight"):
-        RidgeHeadClassifier("loo", class_weight="balanced").fit(X, y)
+
+
+@pytest.mark.parametrize("d", [6, 60])
+@pytest.mark.parametrize("class_weight", ["balanced", {0: 3.0, 2: 0.5}])
+def test_leave_one_out_choice_with_class_weights_equals_weighted_refits(d, class_weight):
+    X, y = _data(n=40, d=d)
+    factors = len(y) / (3 * np.bincount(y)) if class_weight == "balanced" else [3.0, 1.0, 0.5]
+    weights = np.asarray(factors)[y]
+    alphas = [1e-2, 1.0, 30.0]
+    clf = RidgeHeadClassifier("loo", alphas=alphas, relative=False, class_weight=class_weight)
+    clf.fit(X, y)
+    for alpha, score in zip(alphas, clf.scores_, strict=True):
+        hits = []
+        for i in range(len(X)):
+            rest = np.arange(len(X)) != i
+            model = Ridge(alpha=alpha).fit(X[rest], np.eye(3)[y[rest]], weights[rest])
+            hits.append(model.predict(X[i : i + 1]).argmax() == y[i])
+        assert score == pytest.approx(np.average(hits, weights=weights))
+    best = Ridge(alpha=clf.alpha_).fit(X, np.eye(3)[y], weights)
+    np.testing.assert_allclose(clf.coef_, best.coef_, rtol=1e-6, atol=1e-10)
+
+
+@pytest.mark.parametrize("alpha", ["gcv", "loo", 0.3])
+def test_few_rows_are_learned_without_the_square_of_the_width(alpha):
+    n, d = 30, 20_000
+    X, y = _data(n=n, d=d)
+    tracemalloc.start()
+    clf = RidgeHeadClassifier(alpha).fit(X, y)
+    clf.predict_proba(X)
+    if alpha != "loo":
+        clf.partial_fit(X[:5] + 1, y[:5]).merge(RidgeHeadClassifier(alpha).fit(X + 2, y)).predict(X)
+    peak = tracemalloc.get_traced_memory()[1]
+    tracemalloc.stop()
+    assert peak < d * d * 8 / 10
+
+
+@settings(deadline=None, max_examples=10)
+@given(seed=st.integers(0, 999), cuts=st.lists(st.integers(1, 79), max_size=5, unique=True))
+def test_rows_that_come_to_exceed_the_width_equal_one_fit(seed, cuts):
+    X, y = _data(d=50)
+    order = np.random.default_rng(seed).permutation(len(X))
+    stream = RidgeHeadClassifier()
+    for rows in np.split(order, sorted(cuts)):
+        stream.partial_fit(X[rows], y[rows])
+        so_far = order[: order.tolist().index(rows[-1]) + 1]
+        seen = RidgeHeadClassifier().fit(X[so_far], y[so_far])
+        np.testing.assert_allclose(stream.class_scores(X), seen.class_scores(X), atol=1e-7)
+    stream.forget(X[order[:45]], y[order[:45]])
+    rest = RidgeHeadClassifier().fit(X[order[45:]], y[order[45:]])
+    np.testing.assert_allclose(stream.class_scores(X), rest.class_scores(X), atol=1e-6)
 
 
 def test_scores_of_penalties_of_merged_halves_are_those_of_all():
@@ -227,6 +277,21 @@ def test_a_large_mean_costs_no_digits(offset):
     X, y = _data()
     near, far = (RidgeHeadClassifier(0.1).fit(X + shift, y) for shift in (0.0, offset))
     np.testing.assert_allclose(far.class_scores(X + offset), near.class_scores(X), atol=1e-6)
+
+
+@pytest.mark.parametrize("alpha", ["gcv", "loo", "kfold"])
+@pytest.mark.parametrize("alphas", [[], [-1.0], [np.nan]])
+def test_alphas_that_are_no_penalties_are_refused(alpha, alphas):
+    with pytest.raises(ValueError, match="alphas"):
+        RidgeHeadClassifier(alpha, alphas=alphas).fit(*_data())
+
+
+def test_coding_of_the_targets_makes_no_difference_to_predictions():
+    X, y = _data()
+    # scikit-learn codes classes as plus and minus one.
+    expected = RidgeClassifier(alpha=3.0).fit(X, y).predict(X)
+    clf = RidgeHeadClassifier(3.0, relative=False).fit(X, y)
+    np.testing.assert_array_equal(clf.predict(X), expected)
 
 
 def test_unknown_class_weight_is_refused():

@@ -1,6 +1,8 @@
 # SPDX-License-Identifier: BSD-3-Clause
 """The ridge regressor against scikit-learn's Ridge, RidgeCV and Gaussian process."""
 
+import tracemalloc
+
 import numpy as np
 import pytest
 import torch
@@ -172,3 +174,19 @@ def test_another_link_is_not_merged():
 def test_alphas_that_are_no_penalties_are_refused(alphas):
     with pytest.raises(ValueError, match="alphas"):
         RidgeHeadRegressor(alphas=alphas).fit(*_data())
+
+
+@pytest.mark.parametrize("alpha", ["gcv", "loo", 0.3])
+def test_few_rows_are_learned_without_the_square_of_the_width(alpha):
+    n, d = 30, 20_000
+    rng = np.random.default_rng(0)
+    X, Y = rng.normal(size=(n, d)), rng.normal(size=(n, 2))
+    tracemalloc.start()
+    model = RidgeHeadRegressor(alpha).fit(X, Y)
+    predicted = model.predict(X)
+    peak = tracemalloc.get_traced_memory()[1]
+    tracemalloc.stop()
+    assert peak < d * d * 8 / 10
+    penalty = model.alpha_ * ((X - X.mean(axis=0)) ** 2).sum() / d
+    expected = Ridge(penalty, solver="svd").fit(X, Y).predict(X)
+    np.testing.assert_allclose(predicted, expected, rtol=1e-6, atol=1e-8)

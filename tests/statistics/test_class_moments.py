@@ -635,3 +635,17 @@ def test_values_whose_squares_vanish_are_refused(kind):
         ClassMoments(kind).update(X * 1e-170, y)
     ClassMoments(kind).update(np.zeros((4, 3)), [0, 0, 1, 1])
     ClassMoments(kind).update(np.full((4, 3), 7.0), [0, 0, 1, 1])
+
+
+@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("d", [6, 300])
+def test_same_rows_in_the_same_order_give_the_same_bits(kind, d):
+    X, y = data(700, d, dtype=np.float32)
+
+    def learned():
+        moments = ClassMoments(kind, block_rows=100)
+        for start in range(0, len(X), 160):
+            moments.update(X[start : start + 160], y[start : start + 160])
+        return snapshot(moments.downdate(X[:90], y[:90]))
+
+    assert learned() == learned()

@@ -86,8 +86,8 @@ def test_first_rows_far_away_cost_no_more_digits_than_when_points_follow_the_mea
 
     def error(look=None):
         moments = ClassMoments("shared", product_dtype="float32").update(X[:12], y[:12])
-        for start in range(12, len(X), 250):
-            moments.update(X[start : start + 250], y[start : start + 250])
+        for start in range(12, len(X), 300):
+            moments.update(X[start : start + 300], y[start : start + 300])
             if look is not None:
                 look(moments)
         assert is_open(moments) == (far == 0 and look is None)

@@ -175,7 +175,8 @@ def test_row_that_alone_spans_a_direction_is_nan_and_not_scored():
     rng = np.random.default_rng(0)
     X = np.column_stack([rng.normal(size=20), np.eye(20)[0]])
     Y = X[:, :1] + rng.normal(size=(20, 1))
-    path = RidgePath([0.0], relative=False, scoring="loo_mse").fit(X, Y)
+    with pytest.warns(UserWarning, match="span a direction alone"):
+        path = RidgePath([0.0], relative=False, scoring="loo_mse").fit(X, Y)
     found = next(path.loo_predictions(X, Y))
     assert np.isnan(found[0]).all()
     assert np.isfinite(found[1:]).all()

@@ -7,7 +7,7 @@ import scipy.linalg
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from skpool.statistics import SymmetricFactor
+from skpool.statistics import SymmetricFactor, symmetric_eigen
 
 
 def _spd(n: int, seed: int, condition: float = 1e3) -> np.ndarray:
@@ -135,6 +135,8 @@ def test_wide_decomposition_is_refused(monkeypatch):
     monkeypatch.setattr("skpool.statistics._symmetric_factor._MAX_WIDTH", 3)
     with pytest.raises(ValueError, match="width 4"):
         _ = SymmetricFactor(np.eye(4)).eigenvalues_
+    with pytest.raises(ValueError, match="width 4"):
+        symmetric_eigen(np.eye(4))
 
 
 @pytest.mark.parametrize("method", ["cholesky", "eigh"])
