@@ -91,7 +91,7 @@ def one_way() -> None:
     y = np.load(options.folder / "y.npy")
     way = WAYS[options.way]
     # Libraries, threads and their buffers are there before anything is counted.
-    few = slice(0, 4 * len(np.unique(y)))
+    few = slice(0, max(4 * len(np.unique(y)), 2 * X.shape[1]))
     way(np.array(X[few]), np.arange(few.stop) % (int(y.max()) + 1))
     if options.limited:
         held = int(Path("/proc/self/status").read_text().split("VmData:")[1].split()[0]) * 1024
