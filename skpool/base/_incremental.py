@@ -18,6 +18,7 @@ from sklearn.utils.validation import _check_sample_weight, check_is_fitted
 from skpool.utils import (
     ArrayLike,
     check_labels,
+    check_squares,
     joined_labels,
     unchanged_on_error,
     validate_vectors,
@@ -54,10 +55,12 @@ class IncrementalMixin:
     `_map_to(mapped, A, b)`. It names in `_solved_parameters` those that decide what is solved for
     and predicted, not what is learned. A hook replaces attributes rather than changing what they
     hold, or changes one object, in one step that itself happens wholly or not at all, as its last
-    act; `_refresh` recomputes what is derived.
+    act; `_refresh` recomputes what is derived. `_squares_rows` says that squares of rows are taken
+    in their own type, so that rows are refused where these overflow.
     """
 
     _solved_parameters: ClassVar[frozenset[str]] = frozenset()
+    _squares_rows: ClassVar[bool] = False
 
     @_fit_context(prefer_skip_nested_validation=True)
     def fit(self, X: ArrayLike, y: object, sample_weight: object = None) -> Self:
@@ -287,6 +290,8 @@ class IncrementalMixin:
     ) -> tuple[ArrayLike, np.ndarray, np.ndarray | None]:
         """Check rows, labels and weights; rows of weight 0 are left out."""
         X = validate_vectors(self, X, reset=reset, finite=not self._learning_sees_nan())
+        if self._squares_rows:
+            check_squares(X, vanishing=False)
         y = check_labels(y, n_samples=len(X))
         if sample_weight is None:
             return X, y, None

@@ -257,6 +257,13 @@ class ExemplarMemory(BaseEstimator):
                 f"store_dtype={self.store_dtype!r} cannot keep; "
                 "scale the rows, or set store_dtype='float32'."
             )
+        lost = rows[rows.any(axis=1) & ~stored.any(axis=1)]
+        if len(lost):
+            raise ValueError(
+                f"X holds a row of values of at most {np.abs(lost[0]).max():.3g}, which "
+                f"store_dtype={self.store_dtype!r} keeps as zeros; scale the rows, or set "
+                "store_dtype='float32'."
+            )
         return stored
 
     def _quota(self) -> int | None:

@@ -27,7 +27,14 @@ from skpool.continual._base_projector import (
 )
 from skpool.prototypes import NearestClassMeanClassifier, simplex_etf
 from skpool.training import SETTINGS_CONSTRAINTS, HeadTrainer, VectorRows
-from skpool.utils import ArrayLike, as_tensor, unit_rows, validate_vectors, widened
+from skpool.utils import (
+    ArrayLike,
+    as_tensor,
+    check_squares,
+    unit_rows,
+    validate_vectors,
+    widened,
+)
 
 __all__ = ["FewShotIncrementalClassifier"]
 
@@ -142,6 +149,8 @@ class FewShotIncrementalClassifier(
     array([2, 0])
     """
 
+    _squares_rows = True
+
     _parameter_constraints: ClassVar[dict] = {
         "projector": [StrOptions({"linear", "mlp"}), None],
         "n_components": [Interval(Integral, 1, None, closed="left"), None],
@@ -217,6 +226,7 @@ class FewShotIncrementalClassifier(
         if self.base_classes_ is None:
             self.base_classes_ = np.unique(y)
             if self.projector is not None:
+                check_squares(X)
                 self._train(widened(as_tensor(X)).cpu().numpy(), y, sample_weight)
         self._told("partial_fit", self._projected(X), y, None, sample_weight)
 
@@ -349,6 +359,6 @@ class FewShotIncrementalClassifier(
 
     def _of_classifier(self, method: str, X: ArrayLike, fill: float) -> np.ndarray:
         check_is_fitted(self)
-        rows = self._projected(validate_vectors(self, X, reset=False))
+        rows = self._projected(validate_vectors(self, X, reset=False, squares=True))
         columns = getattr(self.classifier_, method)(rows)
         return spread_columns(columns, self.classifier_.classes_, self.classes_, fill=fill)

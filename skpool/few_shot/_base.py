@@ -8,7 +8,7 @@ A transductive classifier decides about all queries of an episode together. It w
 
 from collections.abc import Callable, Mapping
 from types import MappingProxyType
-from typing import NamedTuple, Self
+from typing import ClassVar, NamedTuple, Self
 
 import numpy as np
 import torch
@@ -73,8 +73,11 @@ class TransductiveMixin(ClassScoresMixin):
     A subclass writes `_solve(batch)`, which returns a `Solved`, reads parameters alone, and lets
     queries that are masked change nothing; where the fitted prototypes are not compared by
     squared Euclidean distances it writes `_scores(rows, prototypes)` too. `_batch_bytes` says how
-    many bytes of rows are best worked on at a time on a CPU.
+    many bytes of rows are best worked on at a time on a CPU, `_squares_rows` that squares of rows
+    are taken in their own type, so that rows are refused where these leave its range.
     """
+
+    _squares_rows: ClassVar[bool] = True
 
     # Fewer episodes would stay nearer to the processor, and cost more in steps of Python.
     _batch_bytes = 2**23
@@ -104,7 +107,7 @@ class TransductiveMixin(ClassScoresMixin):
             The fitted estimator. If the call fails, the estimator stays as it was.
         """
         with unchanged_on_error(self):
-            X = validate_vectors(self, X)
+            X = validate_vectors(self, X, squares=self._squares_rows)
             y = check_labels(y, n_samples=len(X))
             self._fit_checked(widened(as_tensor(X)), y)
         return self
@@ -153,7 +156,7 @@ class TransductiveMixin(ClassScoresMixin):
             Columns in the order of `classes_`. A row depends on all queries.
         """
         check_is_fitted(self)
-        Xq = widened(as_tensor(validate_vectors(self, Xq, reset=False)))
+        Xq = widened(as_tensor(validate_vectors(self, Xq, reset=False, squares=self._squares_rows)))
         solved = self._solve_one(torch.from_numpy(np.array(self.support_)).to(Xq), Xq)
         return solved.log_proba[0].exp().cpu().numpy()
 
@@ -187,7 +190,7 @@ class TransductiveMixin(ClassScoresMixin):
             Columns in the order of `classes_`.
         """
         check_is_fitted(self)
-        X = as_tensor(validate_vectors(self, X, reset=False))
+        X = as_tensor(validate_vectors(self, X, reset=False, squares=self._squares_rows))
         dtype = widened(X[:0]).dtype
         prototypes = torch.from_numpy(np.array(self.prototypes_)).to(X.device, dtype)
         row_bytes = 8 * (3 * X.shape[1] + 3 * len(prototypes))

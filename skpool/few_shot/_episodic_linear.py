@@ -142,7 +142,7 @@ class EpisodicLinear(ClassScoresMixin, ClassifierMixin, BaseEstimator):
             The fitted classifier. If the call fails, it stays as it was.
         """
         with unchanged_on_error(self):
-            rows = _wide(as_tensor(validate_vectors(self, X)))
+            rows = _wide(as_tensor(validate_vectors(self, X, squares=True)))
             y = check_labels(y, n_samples=len(rows), who=type(self).__name__)
             if isinstance(sample_weight, torch.Tensor):
                 sample_weight = sample_weight.cpu().numpy()
@@ -185,7 +185,7 @@ class EpisodicLinear(ClassScoresMixin, ClassifierMixin, BaseEstimator):
             Columns in the order of `classes_`.
         """
         check_is_fitted(self)
-        rows = as_tensor(validate_vectors(self, X, reset=False))
+        rows = as_tensor(validate_vectors(self, X, reset=False, squares=True))
         scores = apply_affine(rows, shift=self._center, matrix=self.coef_.T, offset=self._offset)
         return scores.cpu().numpy()
 

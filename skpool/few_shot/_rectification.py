@@ -90,6 +90,9 @@ class PrototypeRectification(TransductiveMixin, ClassifierMixin, BaseEstimator):
     array([0, 1])
     """
 
+    # Cosines need no squares.
+    _squares_rows = False
+
     _parameter_constraints: ClassVar[dict] = {
         "scale": [Interval(Real, 0, None, closed="left")],
         "shift": ["boolean"],

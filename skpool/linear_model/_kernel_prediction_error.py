@@ -17,7 +17,7 @@ from sklearn.utils.validation import check_is_fitted
 
 from skpool.base import ClassScoresMixin, IncrementalMixin, spread_columns
 from skpool.statistics import SymmetricFactor
-from skpool.utils import ArrayLike, as_tensor, row_batches, validate_vectors
+from skpool.utils import ArrayLike, as_tensor, check_squares, row_batches, validate_vectors
 
 __all__ = ["KernelPredictionErrorClassifier"]
 
@@ -280,7 +280,9 @@ class KernelPredictionErrorClassifier(
 
 
 def _host(X: ArrayLike) -> np.ndarray:
-    return as_tensor(X).cpu().double().numpy()
+    rows = as_tensor(X).cpu().double()
+    check_squares(rows, vanishing=False)
+    return rows.numpy()
 
 
 def _by_class(

@@ -147,6 +147,8 @@ class PredictionErrorNetworkClassifier(
     array(['a', 'b'], dtype='<U1')
     """
 
+    _squares_rows = True
+
     _parameter_constraints: dict = {
         "hidden_dim": [Interval(Integral, 1, None, closed="left")],
         "teacher_multiplier": [Interval(Integral, 1, None, closed="left")],
@@ -296,7 +298,7 @@ class PredictionErrorNetworkClassifier(
             At most 0. Columns in the order of `classes_`; -inf for a class without samples.
         """
         check_is_fitted(self)
-        rows = widened(as_tensor(validate_vectors(self, X, reset=False)))
+        rows = widened(as_tensor(validate_vectors(self, X, reset=False, squares=True)))
         targets = self._taught(rows)
         columns = []
         for weights in self.students_:

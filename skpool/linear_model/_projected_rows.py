@@ -10,13 +10,14 @@ from numbers import Integral
 from typing import Any, Self
 
 import numpy as np
+import torch
 from sklearn.utils import check_random_state
 from sklearn.utils._param_validation import Interval, StrOptions
 
 from skpool._config import get_config
 from skpool.base import MomentsMixin
 from skpool.preprocessing import RandomFeatures
-from skpool.utils import ArrayLike, unchanged_on_error
+from skpool.utils import ArrayLike, as_tensor, unchanged_on_error, widened
 
 __all__ = ["PROJECTION_CONSTRAINTS", "ProjectedRowsMixin"]
 
@@ -26,6 +27,11 @@ PROJECTION_CONSTRAINTS: dict = {
     "bias": ["boolean"],
     "random_state": ["random_state"],
 }
+
+
+# Rows further than so many standard deviations from the origin are projected in float64: of the
+# seven digits of float32, their differences would keep fewer than five.
+_FAR = 100.0
 
 
 class ProjectedRowsMixin(MomentsMixin):
@@ -41,7 +47,8 @@ class ProjectedRowsMixin(MomentsMixin):
     Notes
     -----
     The parameters are `n_components`, `activation`, `bias` and `random_state`. A subclass that can
-    do without a projection says so by `_projects`.
+    do without a projection says so by `_projects`. Rows of narrower types are projected in float64
+    where they are far from the origin for their spread.
     """
 
     def fit_moments(self, moments: Any, *, n_features: int | None = None) -> Self:
@@ -130,7 +137,27 @@ class ProjectedRowsMixin(MomentsMixin):
             )
 
     def _prepared(self, X: ArrayLike) -> ArrayLike:
-        return self.projection_.transform(X) if self._projects() else X
+        return self._features(X, self.projection_) if self._projects() else X
+
+    def _features(self, X: ArrayLike, projection: RandomFeatures) -> ArrayLike:
+        """Random features of rows, in float64 where float32 would lose the rows in their offset."""
+        rows = as_tensor(X)
+        if rows.dtype != torch.float64 and rows.device.type != "mps" and self._is_far(rows):
+            rows = rows.double()
+        return projection.transform(rows)
+
+    def _is_far(self, rows: torch.Tensor) -> bool:
+        """Whether rows, or features known of a row alone, are much smaller than their mean."""
+        if len(rows) > 1:
+            variances, means = torch.var_mean(widened(rows), dim=0, correction=0)
+            spread, size = (float(part.double().sum()) for part in (variances, means.square()))
+            return size > _FAR**2 * spread
+        means, counts = self.moments_.means_, self.moments_.counts_
+        if len(counts) < 2:
+            return True
+        center = np.average(means, axis=0, weights=counts)
+        spread = np.average(np.square(means - center).sum(axis=1), weights=counts)
+        return bool(np.square(center).sum() > _FAR**2 * spread)
 
     def _prepared_row_bytes(self) -> int:
         # In float64, the widest that they can be.

@@ -293,4 +293,4 @@ class RandomFeatureRidgeClassifier(ProjectedRowsMixin, RidgeHeadClassifier):
     def _seen_rows(self, X: ArrayLike) -> Iterator[torch.Tensor]:
         X = validate_vectors(self, X, reset=False)
         for part in row_batches(len(X), self._prepared_row_bytes()):
-            yield as_tensor(self._solved.projection.transform(X[part]))
+            yield as_tensor(self._features(X[part], self._solved.projection))

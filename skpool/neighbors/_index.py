@@ -25,7 +25,7 @@ from skpool.neighbors._kernels import (
     rows_within,
     sorted_pairs,
 )
-from skpool.utils import ArrayLike, as_tensor, check_finite, numpy_or_tensor
+from skpool.utils import ArrayLike, as_tensor, check_finite, check_squares, numpy_or_tensor
 
 __all__ = ["NeighborIndex", "tune_ef_search"]
 
@@ -206,6 +206,11 @@ class NeighborIndex:
     def _prepare(self, rows: torch.Tensor, center: torch.Tensor | None) -> torch.Tensor:
         return prepare_rows(rows, metric=self.metric, center=center)
 
+    def _check_range(self, rows: torch.Tensor, *, vanishing: bool) -> None:
+        # Distances are taken in float64, whose range squares of narrower types do not leave.
+        if self.metric != "cosine" and rows.dtype == torch.float64:
+            check_squares(rows, vanishing=vanishing)
+
     def _new_norms(self, rows: torch.Tensor) -> list[torch.Tensor]:
         if self.metric != "cosine" or rows.device.type != "cpu":
             return []
@@ -229,6 +234,7 @@ class NeighborIndex:
         """
         width = self._stored[0].shape[1] if self._stored else None
         rows = _rows(X, name="X", width=width)
+        self._check_range(rows, vanishing=True)
         ids = self._new_ids(ids, len(rows))
         if self.backend == "faiss" or self.method != "exact":
             rows = rows.cpu()
@@ -341,6 +347,7 @@ class NeighborIndex:
         """Search, with positions among the rows held in place of ids."""
         k = self._checked_k(k, others=exclude is not None, strict=strict)
         rows = _rows(Q, name="Q", width=self._stored[0].shape[1]).to(self.device)
+        self._check_range(rows, vanishing=False)
         if exclude is None:
             return self._found(rows, k)
         exclude = np.asarray(exclude)
@@ -437,6 +444,7 @@ class NeighborIndex:
         self._checked_k(1, others=False)
         X = self._joined("_stored")
         Q = _rows(Q, name="Q", width=X.shape[1]).to(X.device)
+        self._check_range(Q, vanishing=False)
         squared = self.metric == "euclidean"
         found = rows_within(
             Q,

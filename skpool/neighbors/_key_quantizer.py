@@ -134,7 +134,7 @@ class KeyQuantizer(TransformerMixin, BaseEstimator):
             The fitted quantizer.
         """
         with unchanged_on_error(self):
-            X = validate_vectors(self, X)
+            X = validate_vectors(self, X, squares=True)
             generator = check_random_state(self.random_state)
             n_keys = clipped("n_keys", self.n_keys, len(X))
             rows = as_tensor(X).cpu()
@@ -194,7 +194,7 @@ class KeyQuantizer(TransformerMixin, BaseEstimator):
             int32; of equally near keys the first.
         """
         check_is_fitted(self)
-        X = as_tensor(validate_vectors(self, X, reset=False))
+        X = as_tensor(validate_vectors(self, X, reset=False, squares=True))
         codes = [
             nearest_codes(self._projected(X[block].cpu().double().numpy()), self.keys_)
             for block in gen_batches(len(X), 4096)

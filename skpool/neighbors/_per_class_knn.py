@@ -17,7 +17,7 @@ from skpool.base import ClassScoresMixin
 from skpool.neighbors._index import NeighborIndex
 from skpool.neighbors._kernels import approximate_distances, working_bytes
 from skpool.neighbors._stored_samples import StoredSamplesMixin
-from skpool.utils import ArrayLike, numpy_or_tensor, unit_rows, validate_vectors
+from skpool.utils import ArrayLike, numpy_or_tensor, squares_fit, unit_rows, validate_vectors
 
 __all__ = ["PerClassKNNClassifier"]
 
@@ -161,6 +161,8 @@ class PerClassKNNClassifier(StoredSamplesMixin, ClassScoresMixin, ClassifierMixi
         rows = numpy_or_tensor(validate_vectors(self, X, reset=False))[0]
         index, counts = self.index_, self._counts()
         x = self._comparable(index._joined("_stored"), index._joined("_prepared"))
+        if not squares_fit(x):
+            x = x.double()
         held = np.flatnonzero(counts)
         codes = np.searchsorted(held, self._codes)
         scores = np.full((len(rows), len(counts)), -np.inf)

@@ -141,7 +141,7 @@ class VectorQuantizer(TransformerMixin, BaseEstimator):
             The fitted quantizer.
         """
         with unchanged_on_error(self):
-            self._start(self._rows(validate_vectors(self, X)))
+            self._start(self._rows(validate_vectors(self, X, squares=True)))
         return self
 
     @_fit_context(prefer_skip_nested_validation=True)
@@ -162,7 +162,7 @@ class VectorQuantizer(TransformerMixin, BaseEstimator):
         """
         with unchanged_on_error(self):
             first = not hasattr(self, "codebook_")
-            rows = self._rows(validate_vectors(self, X, reset=first))
+            rows = self._rows(validate_vectors(self, X, reset=first, squares=True))
             if first:
                 self._start(rows)
             else:
@@ -244,7 +244,7 @@ class VectorQuantizer(TransformerMixin, BaseEstimator):
             int32; of equally near codes the first.
         """
         check_is_fitted(self)
-        return self._codes_of(self._rows(validate_vectors(self, X, reset=False)))
+        return self._codes_of(self._rows(validate_vectors(self, X, reset=False, squares=True)))
 
     def inverse_transform(self, X: ArrayLike) -> np.ndarray:
         """Return the vectors that codes stand for.

@@ -405,7 +405,7 @@ class LinearProbeClassifier(ClassScoresMixin, ClassifierMixin, BaseEstimator):
             The fitted estimator. If the call fails, the estimator stays as it was.
         """
         with unchanged_on_error(self):
-            X = validate_vectors(self, X, reset=True)
+            X = validate_vectors(self, X, squares=True)
             samples = counted_samples(type(self).__name__, X, y, sample_weight, self.class_weight)
             self.classes_, self.Cs_ = samples.classes, self._candidates()
             folds = self._folds(samples, len(X)) if self.C == "cv" else []
@@ -498,6 +498,6 @@ class LinearProbeClassifier(ClassScoresMixin, ClassifierMixin, BaseEstimator):
             Columns in the order of `classes_`; also two for two classes.
         """
         check_is_fitted(self)
-        X = validate_vectors(self, X, reset=False)
+        X = validate_vectors(self, X, reset=False, squares=True)
         scores = linear_scores(X, self.coef_, self.intercept_, self._center)
         return scores[:, : len(self.classes_)]

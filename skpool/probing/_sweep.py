@@ -191,7 +191,7 @@ class LinearProbeSweepClassifier(ClassScoresMixin, ClassifierMixin, BaseEstimato
             The fitted estimator. If the call fails, the estimator stays as it was.
         """
         with unchanged_on_error(self):
-            X = validate_vectors(self, X, reset=True)
+            X = validate_vectors(self, X, squares=True)
             samples = counted_samples(type(self).__name__, X, y, sample_weight, self.class_weight)
             self.classes_, self.lrs_ = samples.classes, self._rates()
             seed = int(check_random_state(self.random_state).randint(np.iinfo(np.int32).max))
@@ -288,5 +288,5 @@ class LinearProbeSweepClassifier(ClassScoresMixin, ClassifierMixin, BaseEstimato
             Columns in the order of `classes_`; also two for two classes.
         """
         check_is_fitted(self)
-        X = validate_vectors(self, X, reset=False)
+        X = validate_vectors(self, X, reset=False, squares=True)
         return self._outputs(X, self.coef_, self.intercept_)

@@ -9,7 +9,7 @@ from collections.abc import Callable
 
 import torch
 
-from skpool.utils import unit_rows
+from skpool.utils import all_finite, check_squares, squares_fit, unit_rows
 
 __all__ = [
     "METRICS",
@@ -48,6 +48,25 @@ def scores_cosine(X: torch.Tensor, prototypes: torch.Tensor) -> torch.Tensor:
     return unit_rows(X) @ prototypes.mT
 
 
+def _in_range(
+    score: Callable[[torch.Tensor, torch.Tensor], torch.Tensor],
+    X: torch.Tensor,
+    prototypes: torch.Tensor,
+) -> torch.Tensor:
+    """Return ``score(X, prototypes)`` in the type of X, or in a wider one that its squares need."""
+    if X.dtype != prototypes.dtype:
+        narrow = prototypes.to(X.dtype)
+        scores = score(X, narrow) if squares_fit(narrow) else None
+        if scores is not None and all_finite(scores):
+            return scores
+        X = X.to(prototypes.dtype)
+    check_squares(prototypes)
+    scores = score(X, prototypes)
+    if not all_finite(scores):
+        check_squares(X, vanishing=False)
+    return scores
+
+
 def scores_dot(X: torch.Tensor, prototypes: torch.Tensor) -> torch.Tensor:
     """Return dot products.
 
@@ -61,9 +80,9 @@ def scores_dot(X: torch.Tensor, prototypes: torch.Tensor) -> torch.Tensor:
     Returns
     -------
     scores : tensor of shape (..., n, C)
-        Of the type of X.
+        Of the type of X, or of the prototypes where products leave its range.
     """
-    return X @ prototypes.to(X.dtype).mT
+    return _in_range(lambda X, prototypes: X @ prototypes.mT, X, prototypes)
 
 
 def _centered(X: torch.Tensor, prototypes: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
@@ -86,10 +105,12 @@ def scores_euclidean(X: torch.Tensor, prototypes: torch.Tensor) -> torch.Tensor:
     Returns
     -------
     scores : tensor of shape (..., n, C)
-        Of the type of X.
+        Of the type of X, or of the prototypes where squares leave its range.
     """
-    X, prototypes = _centered(X, prototypes)
-    prototypes = prototypes.to(X.dtype)
+    return _in_range(_half_squared_distances, *_centered(X, prototypes))
+
+
+def _half_squared_distances(X: torch.Tensor, prototypes: torch.Tensor) -> torch.Tensor:
     scores = X @ prototypes.mT
     scores -= torch.linalg.vector_norm(X, dim=-1).square()[..., :, None] / 2
     scores -= torch.linalg.vector_norm(prototypes, dim=-1).square()[..., None, :] / 2

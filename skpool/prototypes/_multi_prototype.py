@@ -26,6 +26,7 @@ from skpool.prototypes._subclass_clustering import tail_size
 from skpool.utils import (
     ArrayLike,
     as_tensor,
+    check_squares,
     unchanged_on_error,
     unit_rows,
     validate_vectors,
@@ -328,6 +329,8 @@ class MultiPrototypeClassifier(ClassScoresMixin, IncrementalMixin, ClassifierMix
         rows = sample.rows.astype(np.float64)
         if self.metric == "cosine":
             rows = unit_rows(torch.from_numpy(rows)).numpy()
+        else:
+            check_squares(rows)
         distinct = np.unique(sample.keys, return_inverse=True)[1]
         n_distinct = int(distinct.max()) + 1
         wanted = self._wanted(label) if largest is None else -(-len(rows) // largest)
@@ -386,7 +389,8 @@ class MultiPrototypeClassifier(ClassScoresMixin, IncrementalMixin, ClassifierMix
         -------
         scores : ndarray of shape (n_samples, n_classes)
             Columns in the order of `classes_`; -inf for a class without samples. float32 for
-            float32 and half precision, else float64.
+            float32 and half precision, else float64; always float64 for squares that leave the
+            range of float32.
         """
         check_is_fitted(self)
         X = as_tensor(validate_vectors(self, X, reset=False))

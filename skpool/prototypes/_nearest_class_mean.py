@@ -71,8 +71,7 @@ def _argmax(scores: torch.Tensor) -> torch.Tensor:
 
 def _are_parallel(means: np.ndarray) -> bool:
     """Whether directions differ by so little that float32 holds few digits of their cosines."""
-    norms = np.linalg.norm(means, axis=1, keepdims=True)
-    unit = means / np.where(norms > 0, norms, 1.0)
+    unit = unit_rows(torch.from_numpy(np.array(means))).numpy()
     middle = unit.mean(axis=0)
     length = float(np.linalg.norm(middle))
     return len(means) > 1 and length > 0 and 1.0 - float((unit @ middle).min()) / length < _PARALLEL
@@ -303,7 +302,8 @@ class NearestClassMeanClassifier(ClassMeansMixin, ClassifierMixin, BaseEstimator
         scores : ndarray of shape (n_samples, n_classes)
             Columns in the order of `classes_`; -inf for a class without samples. float32 for
             float32 and half precision, else float64; always float64 for cosines with means that
-            are all but parallel, which float32 would not tell apart.
+            are all but parallel, which float32 would not tell apart, and for squares that leave
+            its range.
         """
         check_is_fitted(self)
         scores = self._scores(as_tensor(validate_vectors(self, X, reset=False)))

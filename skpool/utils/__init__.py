@@ -23,7 +23,9 @@ from skpool.utils._validation import (
     all_finite,
     check_finite,
     check_labels,
+    check_squares,
     joined_labels,
+    squares_fit,
     validate_vectors,
 )
 
@@ -34,6 +36,7 @@ __all__ = [
     "as_tensor",
     "check_finite",
     "check_labels",
+    "check_squares",
     "estimator_fingerprint",
     "fingerprint",
     "full_float32",
@@ -42,6 +45,7 @@ __all__ = [
     "numpy_or_tensor",
     "row_batches",
     "side_by_side",
+    "squares_fit",
     "unchanged_on_error",
     "unit_rows",
     "validate_vectors",

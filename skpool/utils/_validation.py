@@ -6,15 +6,25 @@ Arrays go through scikit-learn's own `validate_data`, so its messages and its bo
 because scikit-learn would copy them to the host as float64.
 """
 
+import math
+
 import numpy as np
 import torch
 from sklearn.base import BaseEstimator
 from sklearn.utils.validation import column_or_1d, validate_data
 
-from skpool.utils._tensors import ArrayLike, as_tensor
+from skpool.utils._tensors import ArrayLike, as_tensor, widened
 from skpool.utils._transaction import unchanged_on_error
 
-__all__ = ["all_finite", "check_finite", "check_labels", "joined_labels", "validate_vectors"]
+__all__ = [
+    "all_finite",
+    "check_finite",
+    "check_labels",
+    "check_squares",
+    "joined_labels",
+    "squares_fit",
+    "validate_vectors",
+]
 
 _FLOATS = (np.float64, np.float32, np.float16)
 
@@ -73,6 +83,83 @@ def check_finite(X: ArrayLike, *, name: str = "X") -> None:
     )
 
 
+def squares_fit(X: ArrayLike, *, dtype: torch.dtype | None = None) -> bool:
+    """Tell whether sums of squares of the values neither vanish nor overflow.
+
+    Parameters
+    ----------
+    X : ndarray or tensor of shape (n_samples, ...)
+    dtype : torch.dtype, default=None
+        Type of the squares; None for that of X, and float32 for half precision.
+
+    Returns
+    -------
+    fit : bool
+        True for zeros, whose squares are what they are; False for NaN and infinity.
+
+    Examples
+    --------
+    >>> import numpy as np
+    >>> import torch
+    >>> from skpool.utils import squares_fit
+    >>> X = np.full((2, 2), 1e-30)
+    >>> squares_fit(X), squares_fit(X, dtype=torch.float32)
+    (True, False)
+    """
+    tensor = as_tensor(X)
+    peak, (lowest, highest) = _peak(tensor), _square_limits(tensor, dtype)
+    return peak == 0 or lowest <= peak <= highest
+
+
+def check_squares(X: ArrayLike, *, vanishing: bool = True) -> None:
+    """Refuse NaN, infinity, and values whose squares leave the range of their type.
+
+    Parameters
+    ----------
+    X : ndarray or tensor of shape (n_samples, ...)
+        Squares of half precision are float32.
+    vanishing : bool, default=True
+        Whether rows are refused if the squares of all of them vanish, as is right for all rows of
+        a fit. A few rows may well be nearly zero.
+
+    Raises
+    ------
+    ValueError
+        A value is NaN or infinite, a square overflows, or all squares vanish.
+
+    Examples
+    --------
+    >>> import numpy as np
+    >>> from skpool.utils import check_squares
+    >>> check_squares(np.full((2, 2), 1e-30))
+    """
+    tensor = as_tensor(X)
+    peak, (lowest, highest) = _peak(tensor), _square_limits(tensor, None)
+    if peak <= highest and (peak == 0 or peak >= lowest or not vanishing):
+        return
+    check_finite(tensor)
+    what, remedy = ("0", "up") if peak < lowest else ("infinite", "down")
+    dtype = widened(tensor[:0]).dtype
+    wider = "" if dtype == torch.float64 else ", or give float64"
+    name = str(dtype).removeprefix("torch.")
+    raise ValueError(
+        f"The values of X are at most {peak:.3g}, and their squares are {what} in {name}; scale X "
+        f"{remedy}{wider}."
+    )
+
+
+def _peak(tensor: torch.Tensor) -> float:
+    """The largest magnitude; NaN where one is."""
+    return max(abs(float(x)) for x in tensor.aminmax()) if tensor.numel() else 0.0
+
+
+def _square_limits(tensor: torch.Tensor, dtype: torch.dtype | None) -> tuple[float, float]:
+    """Magnitudes between which squares have all their digits and room for differences and sums."""
+    limits = torch.finfo(widened(tensor[:0]).dtype if dtype is None else dtype)
+    width = max(1, tensor[:1].numel())
+    return math.sqrt(limits.tiny / limits.eps), math.sqrt(limits.max / (4 * width))
+
+
 def _validate_tensor(
     estimator: BaseEstimator, X: torch.Tensor, *, reset: bool, min_samples: int
 ) -> torch.Tensor:
@@ -111,6 +198,7 @@ def validate_vectors(
     reset: bool = True,
     min_samples: int = 1,
     finite: bool = True,
+    squares: bool = False,
 ) -> ArrayLike:
     """Check feature vectors and remember or compare their width.
 
@@ -126,6 +214,9 @@ def validate_vectors(
     finite : bool, default=True
         Whether NaN and infinity are refused here, at the cost of one read of X; moments see them
         in their sums.
+    squares : bool, default=False
+        Whether values whose squares leave the range of their type are refused as well, with the
+        same read; those that vanish, where this call defines the width.
 
     Returns
     -------
@@ -135,7 +226,8 @@ def validate_vectors(
     Raises
     ------
     ValueError
-        Wrong rank or width, too few rows, NaN or infinity (with the row's index).
+        Wrong rank or width, too few rows, NaN or infinity (with the row's index), squares that
+        vanish or overflow.
 
     Examples
     --------
@@ -158,7 +250,9 @@ def validate_vectors(
                 ensure_all_finite=False,
                 ensure_min_samples=min_samples,
             )
-        if finite:
+        if squares:
+            check_squares(X, vanishing=reset)
+        elif finite:
             check_finite(X)
     return X
 

@@ -110,6 +110,24 @@ def test_many_features_and_no_penalty_interpolate():
     np.testing.assert_allclose(clf.class_scores(X), np.eye(3)[y], atol=1e-4)
 
 
+@pytest.mark.filterwarnings("ignore:The projections of X")
+@pytest.mark.parametrize("activation", ["relu", "sign", None])
+@pytest.mark.parametrize("offset", [1e3, 1e6])
+@pytest.mark.parametrize("one_by_one", [False, True], ids=["batch", "row by row"])
+def test_offsets_cost_float32_rows_no_digits(activation, offset, one_by_one):
+    X, y = _data()
+    X = (X + offset).astype(np.float32)
+    clf = RandomFeatureRidgeClassifier(100, activation=activation, alpha=1e-2)
+    wide = clone(clf).fit(X.astype(np.float64), y).class_scores(X.astype(np.float64))
+    if one_by_one:
+        for row in range(len(X)):
+            clf.partial_fit(X[row : row + 1], y[row : row + 1])
+        scores = np.concatenate([clf.class_scores(X[row : row + 1]) for row in range(len(X))])
+    else:
+        scores = clf.fit(X, y).class_scores(X)
+    np.testing.assert_allclose(scores, wide, atol=1e-6)
+
+
 def test_it_learns_what_no_linear_head_can():
     X, y = _xor(400, seed=0)
     Z, t = _xor(400, seed=1)

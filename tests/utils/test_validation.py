@@ -9,7 +9,13 @@ from hypothesis import strategies as st
 from hypothesis.extra import numpy as npst
 from sklearn.base import BaseEstimator
 
-from skpool.utils import check_finite, check_labels, validate_vectors
+from skpool.utils import (
+    check_finite,
+    check_labels,
+    check_squares,
+    squares_fit,
+    validate_vectors,
+)
 
 
 class Step(BaseEstimator):
@@ -44,6 +50,47 @@ def test_check_finite_accepts_large_values_whose_sum_overflows(wrap):
 def test_check_finite_refuses_infinities_whose_sum_is_nan(wrap):
     with pytest.raises(ValueError, match=r"infinity in row 0 \(2 such rows\)"):
         check_finite(wrap(np.array([[np.inf], [-np.inf], [1.0]])))
+
+
+@both
+@pytest.mark.parametrize("dtype", ["float32", "float64"])
+def test_squares_that_fit_are_those_that_can_be_summed(wrap, dtype):
+    for exponent in range(-290, 250):
+        X = np.full((3, 100), 2.0 ** (exponent if dtype == "float64" else exponent / 2))
+        X = X.astype(dtype)
+        with np.errstate(all="ignore"):
+            sums = np.square(2 * X).sum(axis=1)
+            relative = sums / (400 * np.square(X[:, 0].astype(np.longdouble)))
+        if squares_fit(wrap(X)):
+            np.testing.assert_allclose(relative.astype(float), 1.0, rtol=1e-5)
+            check_squares(wrap(X))
+        else:
+            with pytest.raises(ValueError, match=r"scale X (up|down)"):
+                check_squares(wrap(X))
+
+
+@both
+def test_squares_of_zeros_fit_and_of_half_precision_are_float32(wrap):
+    assert squares_fit(wrap(np.zeros((2, 3))))
+    assert squares_fit(wrap(np.full((2, 3), 6e4, dtype=np.float16)))
+    assert squares_fit(wrap(np.full((2, 3), 6e-8, dtype=np.float16)))
+
+
+@both
+def test_rows_near_zero_are_refused_where_they_are_all_rows_only(wrap):
+    X = np.full((2, 3), 1e-30, dtype=np.float32)
+    check_squares(wrap(X), vanishing=False)
+    validate_vectors(BaseEstimator(), wrap(X))
+    with pytest.raises(ValueError, match="at most 1e-30, and their squares are 0 in float32"):
+        validate_vectors(BaseEstimator(), wrap(X), squares=True)
+
+
+@both
+@pytest.mark.parametrize("bad", [np.nan, np.inf])
+def test_check_squares_names_what_is_not_finite(wrap, bad):
+    assert not squares_fit(wrap(np.array([[1.0, bad]])))
+    with pytest.raises(ValueError, match=r"contains (NaN|infinity) in row 0"):
+        check_squares(wrap(np.array([[1.0, bad]])))
 
 
 def test_check_finite_names_argument_and_kind():
