@@ -75,9 +75,12 @@ class TransductiveMixin(ClassScoresMixin):
     squared Euclidean distances it writes `_scores(rows, prototypes)` too. `_batch_bytes` says how
     many bytes of rows are best worked on at a time on a CPU, `_squares_rows` that squares of rows
     are taken in their own type, so that rows are refused where these leave its range.
+    `_takes_all_threads` says that `_solve` is a few large products, which threads share; else each
+    thread solves episodes of its own.
     """
 
     _squares_rows: ClassVar[bool] = True
+    _takes_all_threads: ClassVar[bool] = False
 
     # Fewer episodes would stay nearer to the processor, and cost more in steps of Python.
     _batch_bytes = 2**23
@@ -237,12 +240,16 @@ class TransductiveMixin(ClassScoresMixin):
         with torch.no_grad(), full_float32():
             if batch.ys.device.type != "cpu":
                 return self._solve(batch).log_proba
-            out = torch.empty(len(batch), batch.n_query, batch.n_way, dtype=batch.dtype)
+            # Classes before queries in memory, as they are solved for.
+            out = torch.empty(len(batch), batch.n_way, batch.n_query, dtype=batch.dtype).mT
 
             def solve(part: slice) -> None:
                 found = out[part]
                 for few, episodes in batch[part].parts(self._batch_bytes):
                     found[few] = self._solve(episodes).log_proba
 
-            side_by_side(solve, len(batch))
+            if self._takes_all_threads:
+                solve(slice(0, len(batch)))
+            else:
+                side_by_side(solve, len(batch))
         return out

@@ -69,10 +69,12 @@ class Distances:
         self._products = batch.centered_products()
         self._squares = self._products.diagonal(dim1=1, dim2=2)[:, None].contiguous()
 
-    def between(self, rows: slice) -> torch.Tensor:
-        """Return the distances between some of the rows, of shape (E, n, n)."""
-        squares = self._squares[:, :, rows]
-        return (squares + squares.mT).sub_(self._products[:, rows, rows], alpha=2)
+    def order(self, rows: slice) -> torch.Tensor:
+        """Return what is in the order of the distances from each of some rows, (E, n, n).
+
+        The distances less what is the same for a row.
+        """
+        return torch.sub(self._squares[:, :, rows], self._products[:, rows, rows], alpha=2)
 
     def to_means(self, weights: torch.Tensor) -> torch.Tensor:
         """Return the distances of all rows to means, whose weights (E, N, n) sum to 1 a class."""
@@ -94,7 +96,7 @@ def nearest_neighbors(
     Parameters
     ----------
     distances : tensor of shape (E, n, n)
-        Changed.
+        From each row to the others, or what is in their order; changed.
     n_neighbors : int
         As many as there are, where there are fewer.
     weights : tensor of shape (E, 1, n)
@@ -103,12 +105,12 @@ def nearest_neighbors(
     Returns
     -------
     graph : tensor of shape (E, n, n)
-        Of 0 and 1, in the type of the distances.
+        True for neighbours.
     """
     n = distances.shape[-1]
     k = min(n_neighbors, n - 1)
     if k < 1:
-        return torch.zeros_like(distances)
+        return torch.zeros_like(distances, dtype=torch.bool)
     distances.diagonal(dim1=1, dim2=2).fill_(torch.inf)
     real = weights > 0
     padded = not bool(real.all())
@@ -121,8 +123,8 @@ def nearest_neighbors(
         farthest = distances.kthvalue(k, dim=-1).values
     # With fewer neighbours than k, the last ones are infinitely far.
     farthest.clamp_(max=torch.finfo(distances.dtype).max)
-    graph = (distances <= farthest[..., None]).to(distances.dtype)
-    return graph.mul_(real.mT) if padded else graph
+    graph = distances <= farthest[..., None]
+    return graph.logical_and_(real.mT) if padded else graph
 
 
 def transport_plan(

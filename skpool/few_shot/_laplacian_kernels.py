@@ -12,13 +12,14 @@ from typing import NamedTuple
 
 import torch
 
-__all__ = ["Pull", "assign", "damping_of", "energy", "pulled"]
+__all__ = ["Pull", "assign", "damping_of"]
 
 
 class Pull(NamedTuple):
     """How neighbours pull at a query."""
 
-    graph: torch.Tensor  # (E, n_q, n_q), among the queries; row p holds the weights of p's
+    # (E, n_q, n_q), among the queries; column p holds the weights of p's, as products want them.
+    graph: torch.Tensor
     weight: float  # lam
     damping: torch.Tensor  # (E, 1, 1)
 
@@ -40,16 +41,20 @@ def damping_of(graph: torch.Tensor, weight: float) -> torch.Tensor:
     return (weight * bound / 4 - 0.5).clamp_(min=0)
 
 
-def pulled(proba: torch.Tensor, pull: Pull) -> torch.Tensor:
-    """Return what the neighbours add to the scores (E, N, n_q)."""
-    return pull.weight * (proba @ pull.graph.mT)
+def _scores(proba: torch.Tensor, costs: torch.Tensor, pull: Pull) -> torch.Tensor:
+    """Return what the neighbours add to minus the costs, (E, N, n_q)."""
+    return torch.baddbmm(costs, proba, pull.graph, beta=-1, alpha=pull.weight)
 
 
-def energy(
-    log_proba: torch.Tensor, proba: torch.Tensor, costs: torch.Tensor, pull: torch.Tensor | float
+def _energy(
+    log_proba: torch.Tensor, proba: torch.Tensor, costs: torch.Tensor, scores: torch.Tensor
 ) -> torch.Tensor:
-    """Return the part of the energy that assignments decide, (E,); `proba` is 0 for padding."""
-    return (proba * (log_proba + costs - 0.5 * pull)).sum(dim=(1, 2))
+    """Return the part of the energy that assignments decide, (E,); `proba` is 0 for padding.
+
+    Half of the pull is half of the scores and the costs.
+    """
+    inner = torch.add(log_proba, costs - scores, alpha=0.5)
+    return torch.linalg.vecdot(proba.flatten(1), inner.flatten(1))
 
 
 def assign(
@@ -83,25 +88,42 @@ def assign(
     log_proba : tensor of shape (E, N, n_q)
     energies : list of tensors of shape (E,)
     """
-    alone = (-costs).log_softmax(dim=1)
+    padded = not bool(weights.all())
+
+    def probabilities(log_proba: torch.Tensor) -> torch.Tensor:
+        return log_proba.exp().mul_(weights) if padded else log_proba.exp()
+
     if pull is None:
-        return alone, [energy(alone, alone.exp() * weights, costs, 0.0)]
-    log_proba = alone if start is None else start
-    proba = log_proba.exp() * weights
-    force = pulled(proba, pull)
-    energies = [energy(log_proba, proba, costs, force)]
-    moving = torch.ones_like(costs[:, :1, :1], dtype=torch.bool)
+        alone = (-costs).log_softmax(dim=1)
+        return alone, [_energy(alone, probabilities(alone), costs, -costs)]
+    log_proba = (-costs).log_softmax(dim=1) if start is None else start
+    proba = probabilities(log_proba)
+    scores = _scores(proba, costs, pull)
+    energies = [_energy(log_proba, proba, costs, scores)]
     held_back = bool((pull.damping > 0).any())
-    for _ in range(max_iter):
-        scores = force - costs
+    found, moving = torch.empty_like(costs), torch.ones_like(energies[0], dtype=torch.bool)
+    at = torch.arange(len(costs), device=costs.device)
+    for step in range(max_iter):
         if held_back:
             scores = (scores + pull.damping * log_proba) / (1 + pull.damping)
-        log_proba = torch.where(moving, scores.log_softmax(dim=1), log_proba)
-        proba = log_proba.exp() * weights
-        force = pulled(proba, pull)
-        energies.append(energy(log_proba, proba, costs, force))
-        change = (energies[-1] - energies[-2]).abs() > tol * energies[-2].abs()
-        moving = moving & change[:, None, None]
-        if not bool(moving.any()):
+        log_proba = scores.log_softmax(dim=1)
+        proba = probabilities(log_proba)
+        scores = _scores(proba, costs, pull)
+        before = energies[-1]
+        value = torch.where(moving, _energy(log_proba, proba, costs, scores), before[at])
+        energies.append(before.index_copy(0, at, value))
+        goes_on = moving & ((value - before[at]).abs() > tol * before[at].abs())
+        stops = moving & ~goes_on if step + 1 < max_iter else moving
+        found[at[stops]] = log_proba[stops]
+        moving = goes_on
+        n_moving = int(moving.sum())
+        if not n_moving:
             break
-    return log_proba, energies
+        if 2 * n_moving <= len(at):
+            # Steps are taken for those alone that still move.
+            at, costs, scores, log_proba, weights = (
+                part[moving] for part in (at, costs, scores, log_proba, weights)
+            )
+            pull = pull._replace(graph=pull.graph[moving], damping=pull.damping[moving])
+            moving = moving[moving]
+    return found, energies

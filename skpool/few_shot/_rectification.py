@@ -90,8 +90,10 @@ class PrototypeRectification(TransductiveMixin, ClassifierMixin, BaseEstimator):
     array([0, 1])
     """
 
-    # Cosines need no squares.
+    # Cosines need no squares. Rows are read a few episodes at a time, and never held.
     _squares_rows = False
+    _takes_all_threads = True
+    _batch_bytes = 2**27
 
     _parameter_constraints: ClassVar[dict] = {
         "scale": [Interval(Real, 0, None, closed="left")],
@@ -109,11 +111,9 @@ class PrototypeRectification(TransductiveMixin, ClassifierMixin, BaseEstimator):
         means = batch.prototypes()
         queries = _ShiftedQueries(batch, means, supports, shift=self.shift)
         cosines = queries.first
-        for _ in range(self.n_iter if batch.Xq.shape[1] else 0):
+        for _ in range(self.n_iter if batch.n_query else 0):
             own, given = _confidences(batch, supports, means, cosines, self.scale)
-            total = own.sum(dim=2, keepdim=True) + given.sum(dim=2, keepdim=True)
-            means = queries.add_sums(own @ batch.Xs, given).div_(total)
-            cosines = queries.cosines(means)
+            means, cosines = queries.moved_means(own, given)
         return Solved(cosines.mul_(self.scale).log_softmax(dim=1).mT, lambda: means)
 
     def _scores(self, rows: torch.Tensor, prototypes: torch.Tensor) -> torch.Tensor:
@@ -129,50 +129,55 @@ def _norms(vectors: torch.Tensor) -> torch.Tensor:
 class _ShiftedQueries:
     """Queries that are moved by one vector an episode, of which no copy is made.
 
-    They are read once for each of their norms, their mean, and the products with every set of
-    vectors; what they are moved by enters these as a product of a few numbers.
+    They are read once for their norms, their mean and the first products, and once for each set
+    of means that follow from them; what they are moved by enters as a product of a few numbers.
     """
 
     def __init__(
         self, batch: EpisodeBatch, means: torch.Tensor, supports: torch.Tensor, *, shift: bool
     ):
-        self.rows = batch.Xq
-        norms = _norms(self.rows).mT
-        if not (shift and self.rows.shape[1]):
-            self.move, self.lengths = None, norms
-            self.first = self.cosines(means)
-            return
-        self.move = _move(batch, supports)
-        products = torch.cat([means, self.move], dim=1) @ self.rows.mT
-        moved, square = products[:, -1:], self.move.square().sum(dim=2, keepdim=True)
-        squares = norms.square_().add_(square).add_(moved, alpha=2)
+        self.batch = batch
+        n_rows = means.shape[1] + 1 if shift else means.shape[1]
+        products = means.new_empty(len(batch), n_rows, batch.n_query)
+        self.move = None
+        if shift:
+            shares = normalized(query_weights(batch))
+            self.move = normalized(supports.sum(dim=1, keepdim=True)) @ batch.Xs
+        for part, rows in batch.query_blocks():
+            vectors = means[part]
+            if shift:
+                move = self.move[part].baddbmm_(shares[part], rows, alpha=-1)
+                vectors = torch.cat([vectors, move], dim=1)
+            torch.bmm(vectors, rows.mT, out=products[part])
+        squares = batch.query_norms()[:, None].square()
+        if shift:
+            squares += self.move.square().sum(dim=2, keepdim=True)
+            squares += 2 * products[:, -1:]
         self.lengths = squares.clamp_(min=torch.finfo(squares.dtype).tiny).sqrt_()
-        self.first = self._cosines(means, products[:, :-1])
-
-    def cosines(self, means: torch.Tensor) -> torch.Tensor:
-        """Return cosines (E, N, n_q) with some vectors."""
-        return self._cosines(means, means @ self.rows.mT)
+        self.first = self._cosines(means, products[:, : means.shape[1]])
 
     def _cosines(self, means: torch.Tensor, products: torch.Tensor) -> torch.Tensor:
+        """Return cosines (E, N, n_q) with means, from products with the queries as they were."""
         if self.move is not None:
-            products += (means * self.move).sum(dim=2, keepdim=True)
+            products += means @ self.move.mT
         return products.div_(_norms(means)).div_(self.lengths)
 
-    def add_sums(self, sums: torch.Tensor, weights: torch.Tensor) -> torch.Tensor:
-        """Add weighted sums, for weights (E, N, n_q), to vectors (E, N, d)."""
-        sums.baddbmm_(weights, self.rows)
+    def moved_means(
+        self, own: torch.Tensor, given: torch.Tensor
+    ) -> tuple[torch.Tensor, torch.Tensor]:
+        """Return means for weights (E, N, n_s) and (E, N, n_q), and the cosines with them."""
+        weights = given.sum(dim=2, keepdim=True)
+        means = own @ self.batch.Xs
         if self.move is not None:
-            sums.addcmul_(weights.sum(dim=2, keepdim=True), self.move)
-        return sums
-
-
-def _move(batch: EpisodeBatch, supports: torch.Tensor) -> torch.Tensor:
-    """Return what moves the mean of the queries to that of the supports, (E, 1, d)."""
-    real = supports.sum(dim=1, keepdim=True)
-    middle = (real @ batch.Xs).div_(real.sum(dim=2, keepdim=True))
-    if batch.query_mask is None:
-        return middle - batch.Xq.mean(dim=1, keepdim=True)
-    return middle - normalized(query_weights(batch)) @ batch.Xq
+            means.addcmul_(weights, self.move)
+        total = own.sum(dim=2, keepdim=True) + weights
+        products = torch.empty_like(given)
+        for part, rows in self.batch.query_blocks():
+            sums = means[part].baddbmm_(given[part], rows)
+            torch.bmm(sums, rows.mT, out=products[part])
+        # Cosines are those with the sums.
+        cosines = self._cosines(means, products)
+        return means.div_(total), cosines
 
 
 def _confidences(

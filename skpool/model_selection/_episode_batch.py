@@ -18,7 +18,7 @@ from skpool.utils import ArrayLike, as_tensor, full_float32, unit_rows, widened
 __all__ = ["EpisodeBatch"]
 
 # Bytes of features that stay in a cache while several steps read them, or one product does.
-_CACHED, _CACHED_ONCE = 4 << 20, 1 << 20
+_CACHED, _CACHED_ONCE = 4 << 20, 3 << 18
 # A squared mean above this share of the mean square costs inner products digits.
 _OFFSET = 0.5
 
@@ -132,13 +132,14 @@ class EpisodeBatch:
         batch : EpisodeBatch
             On the device of X.
         """
-        X = as_tensor(X)
+        pool = _Pool(as_tensor(X), index.query.size)
+        X = pool.X
         width = index.support.shape[1] + index.query.shape[1]
         if batch_size is None:
             fitting = _CACHED // (width * X.shape[1] * max(4, X.element_size()))
             batch_size = max(1, fitting) if X.device.type == "cpu" else 512
         for episodes in gen_batches(len(index), batch_size):
-            yield _IndexedBatch(X, index[episodes])
+            yield _IndexedBatch(pool, index[episodes])
 
     def __getitem__(self, episodes: slice) -> "EpisodeBatch":
         """Return some of the episodes; behind `from_index` their rows are not gathered yet."""
@@ -251,6 +252,28 @@ class EpisodeBatch:
         with full_float32():
             return (onehot / counts[:, None]).mT @ self.Xs
 
+    def query_blocks(self) -> Iterator[tuple[slice, torch.Tensor]]:
+        """Yield the queries of a few episodes at a time.
+
+        Yields
+        ------
+        episodes : slice
+        queries : tensor of shape (n, n_query, n_features)
+            Behind `from_index` on a CPU they are gathered into memory that the next ones take, so
+            that they never leave the cache, however many steps read them here; do not keep them.
+        """
+        yield slice(0, len(self)), self.Xq
+
+    def query_norms(self) -> torch.Tensor:
+        """Return the Euclidean norms of the queries.
+
+        Returns
+        -------
+        norms : tensor of shape (n_episodes, n_query)
+        """
+        parts = [torch.linalg.vector_norm(rows, dim=2) for _, rows in self.query_blocks()]
+        return torch.cat(parts)
+
     def query_products(self, vectors: torch.Tensor) -> torch.Tensor:
         """Return the inner products of the queries with vectors of their episode.
 
@@ -342,11 +365,25 @@ class EpisodeBatch:
         return self.with_rows(reduced[:, :n_support], reduced[:, n_support:])
 
 
+class _Pool:
+    """Rows that episodes are gathered from, and what all batches want to know of them."""
+
+    def __init__(self, X: torch.Tensor, n_queries: int):
+        self.X = X
+        # More rows than are ever asked for are better asked one by one.
+        self.knows_norms = len(X) <= n_queries
+
+    @cached_property
+    def norms(self) -> torch.Tensor:
+        return torch.linalg.vector_norm(widened(self.X), dim=1)
+
+
 class _IndexedBatch(EpisodeBatch):
     """Batch that gathers rows of X when they are asked for."""
 
-    def __init__(self, X: torch.Tensor, index: EpisodeIndex):
-        self._X, self._index = X, index
+    def __init__(self, pool: _Pool, index: EpisodeIndex):
+        self._pool, self._index, X = pool, index, pool.X
+        self._X = X
         self._support, self.ys, self._query, self.yq = (
             torch.from_numpy(part).to(X.device)
             for part in (index.support, index.support_labels, index.query, index.query_labels)
@@ -369,7 +406,7 @@ class _IndexedBatch(EpisodeBatch):
         gathered = "Xs" in vars(self) or "Xq" in vars(self)
         if gathered:
             return super().__getitem__(episodes)
-        return _IndexedBatch(self._X, self._index[episodes])
+        return _IndexedBatch(self._pool, self._index[episodes])
 
     @cached_property
     def Xs(self) -> torch.Tensor:
@@ -381,16 +418,28 @@ class _IndexedBatch(EpisodeBatch):
         """Queries; zero for padding."""
         return _gathered(self._X, self._query)
 
+    def query_blocks(self) -> Iterator[tuple[slice, torch.Tensor]]:
+        if not self._can_be_read_in_place("Xq"):
+            yield from super().query_blocks()
+            return
+        for block, queries in self._held(self._query):
+            if self.query_mask is not None:
+                queries[~self.query_mask[block]] = 0.0
+            yield block, queries
+
+    def query_norms(self) -> torch.Tensor:
+        if self._pool.knows_norms and self.query_mask is None:
+            return self._pool.norms[self._query]
+        return super().query_norms()
+
     def query_products(self, vectors: torch.Tensor) -> torch.Tensor:
         if self._X.dtype != vectors.dtype or not self._can_be_read_in_place("Xq"):
             return super().query_products(vectors)
-        at, left = self._query.numpy(), vectors.numpy()
-        products = np.empty((len(at), left.shape[1], at.shape[1]), dtype=left.dtype)
-        for block, queries in self._held(at):
-            np.matmul(left[block], queries.transpose(0, 2, 1), out=products[block])
-        if self.query_mask is not None:
-            products[np.broadcast_to(at[:, None] < 0, products.shape)] = 0.0
-        return torch.from_numpy(products).mT
+        products = vectors.new_empty(*vectors.shape[:2], self.n_query)
+        with full_float32():
+            for block, queries in self.query_blocks():
+                torch.bmm(vectors[block], queries.mT, out=products[block])
+        return products.mT
 
     def centered_products(self) -> torch.Tensor:
         n_queries = self._query.shape[1]
@@ -398,34 +447,33 @@ class _IndexedBatch(EpisodeBatch):
             return super().centered_products()
         at = torch.cat([self._support, self._query], dim=1)
         products = torch.empty(*at.shape, at.shape[1], dtype=self._X.dtype)
-        share = np.full(n_queries, 1 / n_queries, dtype=products.numpy().dtype)
-        near_zero = True
         with full_float32():
-            for block, rows in self._held(at.numpy()):
-                held, out = torch.from_numpy(rows), products[block]
-                if near_zero:
-                    torch.bmm(held, held.mT, out=out)
-                    near_zero = _near_zero(out)
-                if not near_zero:
-                    rows -= (share @ rows[:, -n_queries:])[:, None]
-                    torch.bmm(held, held.mT, out=out)
+            for block, rows in self._held(at):
+                torch.bmm(rows, rows.mT, out=products[block])
+            if not _near_zero(products):
+                for block, rows in self._held(at):
+                    rows -= rows[:, -n_queries:].mean(dim=1, keepdim=True)
+                    torch.bmm(rows, rows.mT, out=products[block])
         return products
 
     def _can_be_read_in_place(self, *gathered: str) -> bool:
-        """Whether numpy can gather the rows, in less time than torch, and none are there yet."""
+        """Whether rows can be gathered a few at a time, and none are there yet."""
         plain = self._X.device.type == "cpu" and self._X.element_size() >= 4
         return plain and not any(name in vars(self) for name in gathered or ("Xs", "Xq"))
 
-    def _held(self, at: np.ndarray) -> Iterator[tuple[slice, np.ndarray]]:
+    def _held(self, at: torch.Tensor) -> Iterator[tuple[slice, torch.Tensor]]:
         """Yield a few episodes at a time, and their rows, in memory that the next ones take."""
-        X, (n, width) = self._X.numpy(), at.shape
-        step = max(1, _CACHED_ONCE // (width * X.shape[1] * X.itemsize))
-        rows = np.empty((min(step, n) * width, X.shape[1]), dtype=X.dtype)
+        X, (n, width) = self._X, at.shape
+        # Each thread of torch gathers the rows that it then multiplies.
+        fitting = torch.get_num_threads() * _CACHED_ONCE
+        step = max(1, fitting // (width * X.shape[1] * X.element_size()))
+        rows = X.new_empty(min(step, n) * width, X.shape[1])
+        # Padding reads row 0.
+        at = at.clamp(min=0)
         for block in gen_batches(n, step):
             held = rows[: (block.stop - block.start) * width]
-            # "clip" lets padding read row 0, and never checks.
-            X.take(at[block].ravel(), axis=0, out=held, mode="clip")
-            yield block, held.reshape(-1, width, X.shape[1])
+            torch.index_select(X, 0, at[block].reshape(-1), out=held)
+            yield block, held.view(-1, width, X.shape[1])
 
 
 def _near_zero(products: torch.Tensor) -> bool:

@@ -24,7 +24,7 @@ from skpool.utils import ArrayLike, check_labels, side_by_side, validate_vectors
 __all__ = ["FewShotResult", "compare_few_shot", "few_shot_score", "transductive_accuracy"]
 
 # Features of a batch, if all were gathered at once; methods take a few of its episodes at a time.
-_BATCH_BYTES = 96 << 20
+_BATCH_BYTES = 200 << 20
 
 
 @dataclass(frozen=True, eq=False)
@@ -337,7 +337,8 @@ def _predict_batched(
             done += len(batch)
 
     with torch.inference_mode():
-        if isinstance(X, torch.Tensor) and X.device.type != "cpu":
+        on_device = isinstance(X, torch.Tensor) and X.device.type != "cpu"
+        if on_device or getattr(estimator, "_takes_all_threads", False):
             work(slice(0, len(index)))
         else:
             side_by_side(work, len(index))

@@ -173,7 +173,8 @@ class CenteredL2Normalizer(OneToOneFeatureMixin, BaseMomentMap):
         if self.transductive:
             middle = _mean if self.center == "mean" else _median
             center = middle(rows)
-        return l2_normalize(center_rows(rows, center), eps=self.eps)
+        centered = center_rows(rows, center)
+        return l2_normalize(centered, eps=self.eps, out=centered)
 
 
 def _mean(rows: torch.Tensor) -> np.ndarray:

@@ -53,9 +53,11 @@ def peak_normalize(X: torch.Tensor) -> torch.Tensor:
     return X / torch.where(peak > 0, peak, 1.0)
 
 
-def l2_normalize(X: torch.Tensor, *, eps: float = 1e-12) -> torch.Tensor:
+def l2_normalize(
+    X: torch.Tensor, *, eps: float = 1e-12, out: torch.Tensor | None = None
+) -> torch.Tensor:
     """Return ``x / max(|x|_2, eps)`` for every row, without overflow at any magnitude."""
-    return _normalize(X, eps, order=2)
+    return _normalize(X, eps, order=2, out=out)
 
 
 def l1_normalize(X: torch.Tensor, *, eps: float = 1e-12) -> torch.Tensor:
@@ -67,11 +69,15 @@ def _norm(X: torch.Tensor, order: float) -> torch.Tensor:
     return torch.linalg.vector_norm(X, ord=order, dim=-1, keepdim=True)
 
 
-def _normalize(X: torch.Tensor, eps: float, *, order: int) -> torch.Tensor:
+def _normalize(
+    X: torch.Tensor, eps: float, *, order: int, out: torch.Tensor | None = None
+) -> torch.Tensor:
+    """Return rows of norm 1, in `out` where that is given, which may be X itself."""
     norm = _norm(X, order)
     usual = (norm > _SAFE_NORMS[0]) & (norm < _SAFE_NORMS[1])
-    out = X / torch.where(usual, norm.clamp(min=eps), 1.0)
+    out = torch.div(X, torch.where(usual, norm.clamp(min=eps), 1.0), out=out)
     if not bool(usual.all()):
+        # Divided by 1, these are in X still.
         rare = ~usual.squeeze(-1)
         out[rare] = _normalize_any(X[rare], eps, order)
     return out

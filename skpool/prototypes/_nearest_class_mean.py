@@ -192,6 +192,9 @@ class NearestClassMeanClassifier(ClassMeansMixin, ClassifierMixin, BaseEstimator
         "covariance": [StrOptions({"shared", "shared_diag"})],
     }
 
+    # Episodes are a few large products, which threads share.
+    _takes_all_threads = True
+
     _solved_parameters = frozenset({"normalize_means", "temperature", "priors", "shrinkage"})
 
     def __init__(

@@ -99,6 +99,24 @@ def test_products_of_queries_are_those_of_the_rows(ragged, gathered, half):
     np.testing.assert_allclose(batch.query_products(vectors), want, atol=tolerance)
 
 
+@pytest.mark.parametrize("ragged", RAGGED)
+@pytest.mark.parametrize("gathered", [False, True])
+@pytest.mark.parametrize("n_episodes", [2, 40], ids=["few of the rows", "all rows"])
+def test_queries_and_norms_are_those_of_the_index(ragged, gathered, n_episodes, monkeypatch):
+    monkeypatch.setattr(_episode_batch, "_CACHED_ONCE", 1 << 12)
+    index = split(n_episodes=n_episodes, **RAGGED[ragged]).episodes(Y)
+    (batch,) = batches(X, index, n_episodes)
+    if gathered:
+        assert batch.Xq.shape[1] == index.query.shape[1]
+    want = np.where(index.query[..., None] >= 0, X[index.query], 0.0)
+    seen = []
+    for part, rows in batch.query_blocks():
+        np.testing.assert_array_equal(rows.numpy(), want[part])
+        seen += range(n_episodes)[part]
+    assert seen == list(range(n_episodes))
+    np.testing.assert_allclose(batch.query_norms(), np.linalg.norm(want, axis=2), rtol=1e-12)
+
+
 @pytest.mark.parametrize("gathered", [False, True])
 @pytest.mark.parametrize("offset", [0.0, 3e3])
 @pytest.mark.parametrize("ragged", RAGGED)
