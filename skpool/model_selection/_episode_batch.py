@@ -262,7 +262,20 @@ class EpisodeBatch:
             Behind `from_index` on a CPU they are gathered into memory that the next ones take, so
             that they never leave the cache, however many steps read them here; do not keep them.
         """
-        yield slice(0, len(self)), self.Xq
+        for block in gen_batches(len(self), self._at_once(self.n_query)):
+            yield block, self.Xq[block]
+
+    def _at_once(self, width: int) -> int:
+        """Return how many episodes of so many rows several steps are best made with."""
+        if self.ys.device.type != "cpu":
+            return max(1, len(self))
+        # Each thread of torch reads the rows that it then multiplies.
+        fitting = torch.get_num_threads() * _CACHED_ONCE
+        row_bytes = self._n_features() * self.dtype.itemsize
+        return max(1, fitting // max(1, width * row_bytes))
+
+    def _n_features(self) -> int:
+        return self.Xs.shape[2]
 
     def query_norms(self) -> torch.Tensor:
         """Return the Euclidean norms of the queries.
@@ -271,8 +284,10 @@ class EpisodeBatch:
         -------
         norms : tensor of shape (n_episodes, n_query)
         """
-        parts = [torch.linalg.vector_norm(rows, dim=2) for _, rows in self.query_blocks()]
-        return torch.cat(parts)
+        norms = self.Xs.new_empty(len(self), self.n_query)
+        for block, rows in self.query_blocks():
+            norms[block] = torch.linalg.vector_norm(rows, dim=2)
+        return norms
 
     def query_products(self, vectors: torch.Tensor) -> torch.Tensor:
         """Return the inner products of the queries with vectors of their episode.
@@ -402,6 +417,9 @@ class _IndexedBatch(EpisodeBatch):
     def dtype(self) -> torch.dtype:
         return widened(self._X[:0]).dtype
 
+    def _n_features(self) -> int:
+        return self._X.shape[1]
+
     def __getitem__(self, episodes: slice) -> EpisodeBatch:
         gathered = "Xs" in vars(self) or "Xq" in vars(self)
         if gathered:
@@ -464,9 +482,7 @@ class _IndexedBatch(EpisodeBatch):
     def _held(self, at: torch.Tensor) -> Iterator[tuple[slice, torch.Tensor]]:
         """Yield a few episodes at a time, and their rows, in memory that the next ones take."""
         X, (n, width) = self._X, at.shape
-        # Each thread of torch gathers the rows that it then multiplies.
-        fitting = torch.get_num_threads() * _CACHED_ONCE
-        step = max(1, fitting // (width * X.shape[1] * X.element_size()))
+        step = self._at_once(width)
         rows = X.new_empty(min(step, n) * width, X.shape[1])
         # Padding reads row 0.
         at = at.clamp(min=0)
