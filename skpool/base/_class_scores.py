@@ -6,7 +6,7 @@ from typing import Any
 import numpy as np
 from scipy.special import softmax
 
-from skpool.utils import ArrayLike
+from skpool.utils import ArrayLike, check_scores
 
 __all__ = ["ClassScoresMixin", "log_priors", "spread_columns"]
 
@@ -34,7 +34,7 @@ class ClassScoresMixin:
             One column per class; for two classes the second score minus the first.
             `class_scores` always gives the columns.
         """
-        scores = self.class_scores(X)
+        scores = self._decisive_scores(X)
         return scores[:, 1] - scores[:, 0] if scores.shape[1] == 2 else scores
 
     def predict(self, X: ArrayLike) -> np.ndarray:
@@ -50,7 +50,7 @@ class ClassScoresMixin:
         y : ndarray of shape (n_samples,)
             Labels; of equal scores the first in `classes_` wins.
         """
-        best = self.class_scores(X).argmax(axis=1)
+        best = self._decisive_scores(X).argmax(axis=1)
         return self.classes_[best]
 
     def predict_proba(self, X: ArrayLike) -> np.ndarray:
@@ -66,7 +66,11 @@ class ClassScoresMixin:
         probabilities : ndarray of shape (n_samples, n_classes)
             Rows sum to 1; columns in the order of `classes_`.
         """
-        return softmax(self.class_scores(X), axis=1)
+        return softmax(self._decisive_scores(X), axis=1)
+
+    def _decisive_scores(self, X: ArrayLike) -> np.ndarray:
+        """Class scores of which every row has a highest one."""
+        return check_scores(self.class_scores(X))
 
 
 def spread_columns(

@@ -369,5 +369,5 @@ class RidgeHeadClassifier(ClassScoresMixin, MomentsMixin, ClassifierMixin, BaseE
         probabilities : ndarray of shape (n_samples, n_classes)
             Rows sum to 1; columns in the order of `classes_`.
         """
-        scores = self.class_scores(X)
+        scores = self._decisive_scores(X)
         return softmax(self.temperature_ * scores, axis=1)

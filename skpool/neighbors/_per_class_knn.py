@@ -200,6 +200,6 @@ class PerClassKNNClassifier(StoredSamplesMixin, ClassScoresMixin, ClassifierMixi
         probabilities : ndarray of shape (n_samples, n_classes)
             Rows sum to 1; columns in the order of `classes_`.
         """
-        scores = self.class_scores(X)
+        scores = self._decisive_scores(X)
         # Differences first: quotients of large scores overflow.
         return softmax((scores - scores.max(axis=1, keepdims=True)) / self.temperature, axis=1)

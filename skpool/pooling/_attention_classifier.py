@@ -11,7 +11,7 @@ from sklearn.utils.validation import check_is_fitted
 from skpool.pooling._attention import ATTENTION_CONSTRAINTS, AttentionPooling, layers_as_tokens
 from skpool.stores import TokenArray, validate_tokens
 from skpool.training import class_numbers
-from skpool.utils import ArrayLike, unchanged_on_error
+from skpool.utils import ArrayLike, check_scores, unchanged_on_error
 
 __all__ = ["AttentionPoolingClassifier"]
 
@@ -244,7 +244,7 @@ class AttentionPoolingClassifier(ClassifierMixin, BaseEstimator):
                 f"Input X contains {len(unread)} sample(s) that could not be read, the first at "
                 f"position {unread[0]}; leave them out."
             )
-        return vectors @ self.pooling_.coef_.T + self.pooling_.intercept_
+        return check_scores(vectors @ self.pooling_.coef_.T + self.pooling_.intercept_)
 
     def __sklearn_tags__(self) -> Tags:
         tags = super().__sklearn_tags__()

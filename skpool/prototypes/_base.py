@@ -78,7 +78,7 @@ class ClassMeansMixin(ClassScoresMixin, MomentsMixin):
         probabilities : ndarray of shape (n_samples, n_classes)
             Rows sum to 1; columns in the order of `classes_`.
         """
-        return softmax(self.temperature * self.class_scores(X), axis=1)
+        return softmax(self.temperature * self._decisive_scores(X), axis=1)
 
     def _warn_of_zero_means(self, means: np.ndarray) -> None:
         known = means.any(axis=1)

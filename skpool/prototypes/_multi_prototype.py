@@ -417,4 +417,4 @@ class MultiPrototypeClassifier(ClassScoresMixin, IncrementalMixin, ClassifierMix
         probabilities : ndarray of shape (n_samples, n_classes)
             Rows sum to 1; columns in the order of `classes_`.
         """
-        return softmax(self.temperature * self.class_scores(X), axis=1)
+        return softmax(self.temperature * self._decisive_scores(X), axis=1)

@@ -15,7 +15,14 @@ import torch
 
 from skpool._config import get_config
 from skpool.stores import TokenArray
-from skpool.utils import ArrayLike, all_finite, as_tensor, check_labels, widened
+from skpool.utils import (
+    ArrayLike,
+    all_finite,
+    as_tensor,
+    check_labels,
+    check_squares,
+    widened,
+)
 
 __all__ = ["Rows", "TokenRows", "VectorRows", "class_numbers", "moments_of"]
 
@@ -424,11 +431,17 @@ def moments_of(blocks: Iterator[torch.Tensor]) -> tuple[torch.Tensor, torch.Tens
     -------
     mean, scale : tensor of shape (n_features,)
         On the host; the scale of a constant column is 1.
+
+    Raises
+    ------
+    ValueError
+        A value is NaN or infinite, or squares leave the range of float64.
     """
     n, shift = 0, None
     for block in blocks:
         # Apple's GPUs have no float64.
         block = (block.cpu() if block.device.type == "mps" else block).double()
+        check_squares(block)
         if shift is None:
             # Sums about a mean of the data keep their digits.
             shift = block.mean(dim=0)

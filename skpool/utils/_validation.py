@@ -20,6 +20,7 @@ __all__ = [
     "all_finite",
     "check_finite",
     "check_labels",
+    "check_scores",
     "check_squares",
     "joined_labels",
     "squares_fit",
@@ -145,6 +146,40 @@ def check_squares(X: ArrayLike, *, vanishing: bool = True) -> None:
     raise ValueError(
         f"The values of X are at most {peak:.3g}, and their squares are {what} in {name}; scale X "
         f"{remedy}{wider}."
+    )
+
+
+def check_scores(scores: np.ndarray) -> np.ndarray:
+    """Refuse scores that overflowed, as they may for rows far larger than those learned from.
+
+    Parameters
+    ----------
+    scores : ndarray of shape (n_samples, n_classes)
+        Of rows that are finite; -inf for a class that cannot be.
+
+    Returns
+    -------
+    scores : ndarray of shape (n_samples, n_classes)
+        As given.
+
+    Raises
+    ------
+    ValueError
+        A score is NaN, or the highest of a row is infinite.
+
+    Examples
+    --------
+    >>> import numpy as np
+    >>> from skpool.utils import check_scores
+    >>> check_scores(np.zeros((1, 2)))
+    array([[0., 0.]])
+    """
+    bad = np.flatnonzero(~np.isfinite(scores.max(axis=1)))
+    if not len(bad):
+        return scores
+    raise ValueError(
+        f"The scores of row {bad[0]} of X are not finite ({len(bad)} such rows): its values are "
+        "out of proportion to those that were learned from; scale X as in fit."
     )
 
 

@@ -191,7 +191,8 @@ def test_added_classes_are_their_means(data):
     before = clf.class_scores(X)
     clf.add_classes(X[new], y[new])
     ncm = NearestClassMeanClassifier(metric="cosine").fit(X[new], y[new])
-    np.testing.assert_array_equal(clf.class_scores(X)[:, :3], before)
+    # A product with more columns may round another way.
+    np.testing.assert_allclose(clf.class_scores(X)[:, :3], before, rtol=1e-13, atol=1e-14)
     np.testing.assert_allclose(clf.class_scores(X)[:, 3:], ncm.class_scores(X), atol=1e-12)
     np.testing.assert_array_equal(clf.classes_, list("abcde"))
 

@@ -90,7 +90,7 @@ def test_choice_and_scores_are_those_of_scikit_learn(digits, scoring, weighted):
         cv=cv,
         l1_ratios=(0.0,),
         scoring=scoring,
-        tol=1e-8,
+        tol=1e-10,
         max_iter=20000,
         use_legacy_attributes=False,
         solver="newton-cg",
