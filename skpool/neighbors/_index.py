@@ -14,8 +14,7 @@ from scipy.sparse import csr_array
 from sklearn.utils import check_array
 
 from skpool.neighbors._approximate import METHODS, ApproximateSearch, checked_params
-from skpool.neighbors._block_search import candidates_torch
-from skpool.neighbors._flat_search import candidates_faiss
+from skpool.neighbors._engines import proposals
 from skpool.neighbors._host_distances import row_norms
 from skpool.neighbors._kernels import (
     N_EXTRA,
@@ -75,7 +74,8 @@ class NeighborIndex:
     backend : {"auto", "torch", "faiss"}, default="auto"
         ``"torch"`` searches where the first rows lay, in blocks that fit scikit-learn's
         `working_memory`. ``"faiss"`` searches on the CPU and keeps the rows on the host.
-        ``"auto"`` takes torch for an exact search, and faiss for the other methods.
+        ``"auto"`` takes torch for an exact search, or the faster of the two where one on the CPU
+        is long: its first queries try both. It takes faiss for the other methods.
     method : {"exact", "hnsw", "ivf", "ivfpq"}, default="exact"
         ``"hnsw"`` walks a graph of neighbours [2]_, ``"ivf"`` looks into the nearest of many
         lists, ``"ivfpq"`` does so over product codes [1]_ and compares a few times as many rows
@@ -387,21 +387,24 @@ class NeighborIndex:
 
     def _exact(self, Q: torch.Tensor, q: torch.Tensor, k: int) -> tuple[torch.Tensor, torch.Tensor]:
         X, x = self._joined("_stored"), self._joined("_prepared")
-        faiss = self.backend == "faiss"
-        propose = candidates_faiss if faiss else candidates_torch
-        values, positions = propose(q, x, min(len(x), k + N_EXTRA), metric=self.metric)
-        return nearest_of_candidates(
-            Q,
-            X,
-            q,
-            x,
-            values,
-            positions,
-            k,
-            metric=self.metric,
-            unit=2.0**-23 if faiss else None,
-            norms=self._known_norms(),
-        )
+        wanted, norms = min(len(x), k + N_EXTRA), self._known_norms()
+        found = [
+            nearest_of_candidates(
+                Q[part.queries],
+                X,
+                q[part.queries],
+                x,
+                part.values,
+                part.positions,
+                k,
+                metric=self.metric,
+                unit=part.unit,
+                norms=norms,
+            )
+            for part in proposals(q, x, wanted, metric=self.metric, backend=self.backend)
+        ]
+        distances, positions = (torch.cat(parts) for parts in zip(*found, strict=True))
+        return distances, positions
 
     def _near(self, Q: torch.Tensor, q: torch.Tensor, k: int) -> tuple[torch.Tensor, torch.Tensor]:
         """Search approximately; where fewer than k rows are found, exactly."""
